@@ -1,0 +1,172 @@
+"""What both clients do the same way: the URL, the shape of requests, and turning failures into our errors."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import httpx_sse
+from pydantic import ValidationError
+
+from graft_client import __version__
+from graft_client._call import Call, StreamCall
+from graft_client._retry import parse_retry_after
+from graft_client.errors import (
+    AnswerTimeoutError,
+    BusyError,
+    ConnectError,
+    GraftError,
+    InvalidError,
+    NotFoundError,
+    ProtocolError,
+    ServerError,
+    UsageError,
+)
+from graft_client.schemas.common import Problem
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+T = TypeVar("T")
+
+_BY_STATUS: dict[int, type[ServerError]] = {
+    404: NotFoundError,
+    400: InvalidError,
+    409: InvalidError,
+    413: InvalidError,
+    415: InvalidError,
+    422: InvalidError,
+    429: BusyError,
+    503: BusyError,
+}
+
+
+def resolve_url(url: str | None) -> str:
+    """The server's base URL: the argument, else ``GRAFT_URL``, else the local default.
+
+    Raises:
+        UsageError: it is no http or https URL.
+    """
+    chosen = url or os.environ.get("GRAFT_URL") or DEFAULT_URL
+    try:
+        parts = urlsplit(chosen)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"`{chosen}` is not a server URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise UsageError(f"`{chosen}` is not a server URL; write it like {DEFAULT_URL}")
+    return chosen.rstrip("/")
+
+
+def http_options(url: str, timeout: float) -> dict[str, Any]:
+    """Arguments for ``httpx.Client`` and ``httpx.AsyncClient``."""
+    local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    return {
+        "base_url": url,
+        "timeout": httpx.Timeout(timeout, connect=min(timeout, 5.0)),
+        "headers": {"User-Agent": f"graftwork/{__version__}"},
+        # A proxy from the environment cannot reach this machine's own server.
+        "trust_env": not local,
+    }
+
+
+def request_arguments(call: Call[Any] | StreamCall[Any], stack: ExitStack) -> dict[str, Any]:
+    """Arguments for ``build_request``. Files of an upload stay open until ``stack`` closes."""
+    arguments: dict[str, Any] = {"method": call.method, "url": call.path, "params": dict(call.params)}
+    if isinstance(call, StreamCall):
+        arguments["headers"] = dict(call.headers)
+    elif call.upload is not None:
+        arguments["data"] = dict(call.upload.fields)
+        arguments["files"] = call.upload.open(stack)
+    if call.body is not None:
+        arguments["content"] = call.body.model_dump_json(exclude_unset=True)
+        arguments["headers"] = {"Content-Type": "application/json", **arguments.get("headers", {})}
+    return arguments
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turns httpx's exceptions into ours."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise ConnectError(
+            f"no server answers at {url} ({_reason(error)}); start one with `graft serve --base-model ...`"
+            " or give --url"
+        ) from error
+    except httpx.TimeoutException as error:
+        raise AnswerTimeoutError(f"the server at {url} sent nothing for too long") from error
+    except httpx_sse.SSEError as error:  # a TransportError, but nothing broke
+        raise ProtocolError(f"{url} is no graftwork server: {error}") from error
+    except httpx.TransportError as error:
+        raise ConnectError(f"the connection to {url} broke: {_reason(error)}") from error
+    except httpx.HTTPError as error:
+        raise ProtocolError(f"{url}: {_reason(error)}") from error
+
+
+def parse(url: str, call: Call[T], response: httpx.Response) -> T:
+    """The document in a successful answer.
+
+    Raises:
+        ProtocolError: it is not the document that this route answers with.
+    """
+    with understood(url, call):
+        return call.parse(response.text)
+
+
+@contextmanager
+def understood(url: str, call: Call[Any] | StreamCall[Any]) -> Iterator[None]:
+    """Says which route's answer could not be read."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise ProtocolError(
+            f"{call.method} {url}{call.path} answered something that this client does not understand"
+            f" ({place}: {first['msg']}); is it a graftwork server of this version?"
+        ) from error
+
+
+def raise_for_problem(response: httpx.Response) -> None:
+    """Raises the error that the answer's status stands for; its body must have been read.
+
+    Raises:
+        ServerError: or its subclass for the status.
+        ProtocolError: the answer redirects, which no route of ours does.
+    """
+    if response.is_success:
+        return
+    request = response.request
+    if response.is_redirect:
+        target = response.headers.get("location", "elsewhere")
+        raise ProtocolError(f"{request.url} redirects to {target}; give that server's URL with --url")
+    retry_after = parse_retry_after(response.headers.get("retry-after"))
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:
+        problem = Problem(
+            title=response.reason_phrase or "error",
+            status=response.status_code,
+            detail=f"{request.method} {request.url} answered {response.status_code} {response.reason_phrase}",
+            code="http-error",
+        )
+    raise error_of(problem, retry_after=retry_after)
+
+
+def error_of(problem: Problem, *, retry_after: float | None = None) -> ServerError:
+    """The error that a problem document stands for."""
+    return _BY_STATUS.get(problem.status, ServerError)(problem, retry_after=retry_after)
+
+
+def may_repeat(error: GraftError, call: Call[Any] | StreamCall[Any]) -> bool:
+    """Whether ``call`` may be sent again after ``error``: it does no harm, or it never reached the server."""
+    return call.repeatable or isinstance(error.__cause__, httpx.ConnectError)
+
+
+def _reason(error: Exception) -> str:
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__

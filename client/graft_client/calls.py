@@ -1,0 +1,366 @@
+"""Every route of the server, described once. ``Client`` and ``AsyncClient`` have these functions as methods.
+
+A function checks its arguments, and returns the request to send together with how to read its answer. All of
+them raise ``UsageError`` for arguments that cannot be right, before anything is sent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from graft_client._call import Call, Progress, StreamCall, Upload
+from graft_client._transport import error_of
+from graft_client.errors import UsageError
+from graft_client.schemas.adapters import AdapterInfo, VersionInfo
+from graft_client.schemas.common import JsonObject
+from graft_client.schemas.datasets import DatasetCheck, DatasetInfo
+from graft_client.schemas.jobs import JobCreate, JobEvent, JobInfo, JobState
+from graft_client.schemas.predict import (
+    BulkLine,
+    BulkRequest,
+    EvaluationEvent,
+    EvaluationRequest,
+    PredictEvent,
+    PredictRequest,
+    PredictResponse,
+    SamplingOverrides,
+)
+from graft_client.schemas.status import Health, ServerStatus
+from graft_client.schemas.tasks import PluginList, TaskInfo, TrainingInfo
+
+M = TypeVar("M", bound=BaseModel)
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def live() -> Call[Health]:
+    """Whether the server's process answers at all."""
+    return _get("/health/live", _document(Health))
+
+
+def ready() -> Call[Health]:
+    """Whether the engine takes requests. Raises ``BusyError`` while it does not."""
+    return _get("/health/ready", _document(Health))
+
+
+def status() -> Call[ServerStatus]:
+    """Base model, engine, queues and jobs at this moment."""
+    return _get("/api/status", _document(ServerStatus))
+
+
+def plugins() -> Call[PluginList]:
+    """The plugins that were loaded, and the faults of those that were not."""
+    return _get("/api/plugins", _document(PluginList))
+
+
+def tasks() -> Call[list[TaskInfo]]:
+    """Every task that the server knows."""
+    return _get("/api/tasks", _documents(TaskInfo))
+
+
+def task(name: str) -> Call[TaskInfo]:
+    """One task, with the JSON schemas of its examples, requests and responses."""
+    return _get(f"/api/tasks/{_segment(name)}", _document(TaskInfo))
+
+
+def training() -> Call[TrainingInfo]:
+    """What a training job can be given: options, methods and data formats."""
+    return _get("/api/training", _document(TrainingInfo))
+
+
+def upload_dataset(
+    files: Paths,
+    *,
+    task: str,
+    format: str | None = None,  # noqa: A002 - the name of the field in the API
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Call[DatasetInfo]:
+    """Stores files as a dataset of ``task``. The same files give the same dataset, so this can be repeated.
+
+    ``skip_bad`` leaves bad rows out instead of refusing the files; ``progress`` is told the bytes as they go.
+    """
+    upload = _dataset_form(files, task, format, skip_bad, progress)
+    return Call("POST", "/api/datasets", _document(DatasetInfo), upload=upload, repeatable=True)
+
+
+def check_dataset(
+    files: Paths,
+    *,
+    task: str,
+    format: str | None = None,  # noqa: A002 - the name of the field in the API
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Call[DatasetCheck]:
+    """Reads files as ``upload_dataset`` does, reports every bad row with its place, and stores nothing."""
+    upload = _dataset_form(files, task, format, skip_bad, progress)
+    return Call("POST", "/api/datasets/check", _document(DatasetCheck), upload=upload, repeatable=True)
+
+
+def datasets(*, task: str | None = None) -> Call[list[DatasetInfo]]:
+    """The stored datasets, of one task or of all."""
+    return _get("/api/datasets", _documents(DatasetInfo), task=task)
+
+
+def dataset(id: str) -> Call[DatasetInfo]:  # noqa: A002
+    """One stored dataset."""
+    return _get(f"/api/datasets/{_segment(id)}", _document(DatasetInfo))
+
+
+def delete_dataset(id: str) -> Call[None]:  # noqa: A002
+    """Deletes a dataset; refused while a job that is not finished needs it."""
+    return Call("DELETE", f"/api/datasets/{_segment(id)}", _nothing)
+
+
+def create_job(
+    *,
+    task: str,
+    dataset: str,
+    adapter: str,
+    method: str = "lora",
+    options: Mapping[str, Any] | None = None,
+) -> Call[JobInfo]:
+    """Queues a training job, which publishes the next version of ``adapter``."""
+    body = _request(JobCreate, task=task, dataset=dataset, adapter=adapter, method=method, options=dict(options or {}))
+    return Call("POST", "/api/jobs", _document(JobInfo), body=body)
+
+
+def jobs(*, state: JobState | str | None = None, limit: int | None = None) -> Call[list[JobInfo]]:
+    """Jobs, the newest first, of one state or of all."""
+    return _get("/api/jobs", _documents(JobInfo), state=state, limit=limit)
+
+
+def job(id: str) -> Call[JobInfo]:  # noqa: A002
+    """One job and where it stands."""
+    return _get(f"/api/jobs/{_segment(id)}", _document(JobInfo))
+
+
+def cancel_job(id: str) -> Call[JobInfo]:  # noqa: A002
+    """Stops a job; its last checkpoint is kept."""
+    return Call("POST", f"/api/jobs/{_segment(id)}/cancel", _document(JobInfo))
+
+
+def resume_job(id: str) -> Call[JobInfo]:  # noqa: A002
+    """Queues a failed or cancelled job again, to go on from its last checkpoint."""
+    return Call("POST", f"/api/jobs/{_segment(id)}/resume", _document(JobInfo))
+
+
+def job_events(id: str, *, after: int = 0, follow: bool = True) -> StreamCall[JobEvent]:  # noqa: A002
+    """A job's history after event number ``after``, then, with ``follow``, live until the job has finished.
+
+    A connection that breaks is taken up again after the last event that was seen.
+    """
+    params: dict[str, str | int] = {"after": after} if follow else {"after": after, "follow": "false"}
+    return StreamCall(
+        "GET",
+        f"/api/jobs/{_segment(id)}/events",
+        "sse",
+        _document(JobEvent),
+        params=params,
+        headers={"Last-Event-ID": str(after)} if after else {},
+        resume=lambda event: job_events(id, after=event.seq, follow=follow),
+    )
+
+
+def adapters(*, task: str | None = None) -> Call[list[AdapterInfo]]:
+    """The registered adapters with their versions, of one task or of all."""
+    return _get("/api/adapters", _documents(AdapterInfo), task=task)
+
+
+def adapter(name: str) -> Call[AdapterInfo]:
+    """One adapter with its versions."""
+    return _get(f"/api/adapters/{_segment(name)}", _document(AdapterInfo))
+
+
+def version(name: str, number: int) -> Call[VersionInfo]:
+    """One version of an adapter with its lineage and metrics."""
+    return _get(f"/api/adapters/{_segment(name)}/versions/{number}", _document(VersionInfo))
+
+
+def register_adapter(files: Paths, *, name: str, task: str, progress: Progress | None = None) -> Call[VersionInfo]:
+    """Publishes the files of a PEFT adapter as the next version of ``name``."""
+    upload = Upload({"name": name, "task": task}, _existing(files), progress)
+    return Call("POST", "/api/adapters", _document(VersionInfo), upload=upload)
+
+
+def delete_adapter(name: str) -> Call[None]:
+    """Deletes an adapter with all its versions."""
+    return Call("DELETE", f"/api/adapters/{_segment(name)}", _nothing)
+
+
+def delete_version(name: str, number: int) -> Call[None]:
+    """Deletes one version of an adapter."""
+    return Call("DELETE", f"/api/adapters/{_segment(name)}/versions/{number}", _nothing)
+
+
+def download_adapter(ref: str) -> StreamCall[bytes]:
+    """A zip archive of the files of ``name`` or ``name@N``, in PEFT's layout, piece by piece."""
+    return StreamCall("GET", f"/api/adapters/{_segment(ref)}/archive", "bytes", _bytes)
+
+
+def predict(
+    adapter: str | None,
+    input: str | JsonObject,  # noqa: A002 - the name of the field in the API
+    *,
+    task: str | None = None,
+    sampling: SamplingOverrides | None = None,
+) -> Call[PredictResponse]:
+    """One answer. ``input`` is plain text, or a request by the task's schema.
+
+    Without an adapter the server routes by ``task``.
+    """
+    body = prediction(adapter, input, task=task, sampling=sampling)
+    return Call("POST", "/api/predict", _document(PredictResponse), body=body, repeatable=True)
+
+
+def predict_stream(
+    adapter: str | None,
+    input: str | JsonObject,  # noqa: A002 - the name of the field in the API
+    *,
+    task: str | None = None,
+    sampling: SamplingOverrides | None = None,
+) -> StreamCall[PredictEvent]:
+    """The same answer as it is written: deltas, then the result. An error in between is raised."""
+    body = prediction(adapter, input, task=task, sampling=sampling).model_copy(update={"stream": True})
+    return StreamCall("POST", "/api/predict", "sse", _predict_event, body=body)
+
+
+def predict_bulk(items: Iterable[PredictRequest]) -> StreamCall[BulkLine]:
+    """Many answers, in the order they are ready; each line names its item by index (see ``prediction``)."""
+    body = _request(BulkRequest, items=list(items))
+    return StreamCall("POST", "/api/predict/bulk", "ndjson", _document(BulkLine), body=body)
+
+
+def evaluate(
+    adapter: str,
+    *,
+    dataset: str,
+    task: str | None = None,
+    against: str | None = None,
+    limit: int | None = None,
+) -> StreamCall[EvaluationEvent]:
+    """Measures an adapter on a dataset: progress, then a summary. An error in between is raised."""
+    body = _request(EvaluationRequest, adapter=adapter, dataset=dataset, task=task, against=against, limit=limit)
+    return StreamCall("POST", "/api/evaluations", "ndjson", _evaluation_event, body=body)
+
+
+def prediction(
+    adapter: str | None,
+    input: str | JsonObject,  # noqa: A002 - the name of the field in the API
+    *,
+    task: str | None = None,
+    sampling: SamplingOverrides | None = None,
+) -> PredictRequest:
+    """One item for ``predict_bulk``.
+
+    Raises:
+        UsageError: neither adapter nor task is named.
+    """
+    fields: dict[str, Any] = {"adapter": adapter, "task": task}
+    fields["text" if isinstance(input, str) else "input"] = input
+    if sampling is not None:
+        fields["sampling"] = sampling
+    return _request(PredictRequest, **fields)
+
+
+def _get(path: str, parse: Callable[[str], M | list[M]], **params: str | int | None) -> Call[Any]:
+    given = {key: value for key, value in params.items() if value is not None}
+    return Call("GET", path, parse, params=given, repeatable=True)
+
+
+def _document(model: type[M]) -> Callable[[str | bytes], M]:
+    return model.model_validate_json
+
+
+def _documents(model: type[M]) -> Callable[[str | bytes], list[M]]:
+    return lambda text: TypeAdapter(list[model]).validate_json(text)  # type: ignore[valid-type]
+
+
+def _nothing(_: str) -> None:
+    return None
+
+
+def _bytes(piece: str | bytes) -> bytes:
+    return piece if isinstance(piece, bytes) else piece.encode()
+
+
+def _predict_event(text: str | bytes) -> PredictEvent:
+    event = PredictEvent.model_validate_json(text)
+    if event.problem is not None:
+        raise error_of(event.problem)
+    return event
+
+
+def _evaluation_event(text: str | bytes) -> EvaluationEvent:
+    event = EvaluationEvent.model_validate_json(text)
+    if event.problem is not None:
+        raise error_of(event.problem)
+    return event
+
+
+def _request(model: type[M], **fields: Any) -> M:
+    try:
+        return model(**{name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{place}: {message}" if place else message) from None
+
+
+def _segment(name: str) -> str:
+    """A name as one segment of a path.
+
+    Raises:
+        UsageError: it is empty or would be read as a step within the path.
+    """
+    if name in ("", ".", ".."):
+        raise UsageError(f"`{name}` is no name")
+    return quote(name, safe="@")
+
+
+def _dataset_form(
+    files: Paths,
+    task: str,
+    format: str | None,  # noqa: A002
+    skip_bad: bool,
+    progress: Progress | None,
+) -> Upload:
+    fields = {"task": task, "skip_bad": "true" if skip_bad else "false"}
+    if format is not None:
+        fields["format"] = format
+    return Upload(fields, _existing(files), progress)
+
+
+def _existing(files: Paths) -> tuple[Path, ...]:
+    """The files to send: those named, and for a folder those directly in it that are not hidden.
+
+    Raises:
+        UsageError: a file is missing, a folder is empty, or two files have the same name.
+    """
+    named = [files] if isinstance(files, str | os.PathLike) else files
+    found: list[Path] = []
+    for path in map(Path, named):
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            if not inside:
+                raise UsageError(f"{path}: no files in this folder")
+            found.extend(inside)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UsageError(f"{path}: no such file")
+    names: dict[str, Path] = {}
+    for path in found:
+        other = names.setdefault(path.name, path)
+        if other is not path:
+            raise UsageError(f"{path} and {other} have the same name; a dataset's file names must differ")
+    if not found:
+        raise UsageError("no files given")
+    return tuple(found)

@@ -1,0 +1,85 @@
+"""Adapter folders on this machine: which files are sent, and safe unpacking of an archive."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from graft_client.errors import DataError, ProtocolError, UsageError
+
+_REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
+_OPTIONAL = ("task_state.json", "graft.json")
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+def adapter_files(folder: Path) -> list[Path]:
+    """The files of a PEFT adapter folder that the server needs.
+
+    Raises:
+        UsageError: there is no such folder.
+        DataError: a file is missing, or the weights are pickled.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    weights = folder / _REQUIRED[1]
+    if not weights.is_file():
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+        if pickled:
+            raise DataError(
+                f"{folder / pickled[0]}: pickled weights can run code when they are loaded and are refused;"
+                f" save them as {_REQUIRED[1]} (PEFT's save_pretrained does so by default)"
+            )
+    for name in _REQUIRED:
+        if not (folder / name).is_file():
+            raise DataError(f"{folder / name}: missing; a PEFT adapter folder holds {' and '.join(_REQUIRED)}")
+    return [folder / name for name in (*_REQUIRED, *_OPTIONAL) if (folder / name).is_file()]
+
+
+def check_target(folder: Path, *, force: bool) -> None:
+    """Whether files may be written to ``folder``.
+
+    Raises:
+        UsageError: it is a file, or it is not empty and ``force`` was not given.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise UsageError(f"{folder}: not empty; give --force to write into it")
+
+
+def unpack(pieces: Iterable[bytes], folder: Path) -> list[str]:
+    """Writes the plain files of a zip archive to ``folder`` and returns their names.
+
+    Nothing is written unless the whole archive has come and every name in it stays inside the folder.
+
+    Raises:
+        ProtocolError: it is no archive, it is damaged, or a name leaves the folder.
+    """
+    with tempfile.TemporaryFile() as file:
+        for piece in pieces:
+            file.write(piece)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = [member for member in archive.infolist() if not member.is_dir()]
+                for member in members:
+                    _check_name(member.filename)
+                if (damaged := archive.testzip()) is not None:
+                    raise ProtocolError(f"the archive is damaged at {damaged}; nothing was written")
+                for member in members:
+                    target = folder.joinpath(*PurePosixPath(member.filename).parts)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.unlink(missing_ok=True)  # a link there must not be written through
+                    with archive.open(member) as source, target.open("xb") as sink:
+                        shutil.copyfileobj(source, sink)
+        except zipfile.BadZipFile as error:
+            raise ProtocolError(f"the server sent no readable archive: {error}") from None
+    return [member.filename for member in members]
+
+
+def _check_name(name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in name or ":" in name:
+        raise ProtocolError(f"the archive holds `{name}`, which leaves the folder; nothing was written")

@@ -1,0 +1,206 @@
+"""``graft adapters``: what is registered, and bringing adapters in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from graft_client.cli import render
+from graft_client.cli.completion import complete_adapter, complete_task
+from graft_client.cli.confirm import confirmed
+from graft_client.cli.lazy import Group
+from graft_client.cli.progress import byte_bar
+from graft_client.cli.session import Session, with_session
+
+if TYPE_CHECKING:
+    from graft_client.schemas.adapters import VersionInfo
+
+
+@click.group(
+    cls=Group,
+    examples=[
+        "graft adapters list",
+        "graft adapters register ./some-peft-folder --name x --task translation",
+        "graft adapters export de-strings@3 -o ./de-strings",
+    ],
+)
+def adapters() -> None:
+    """List, register, export and delete adapters."""
+
+
+@adapters.command("list", examples=["graft adapters list --task translation"])
+@click.option("--task", shell_complete=complete_task, help="Only those of this task.")
+@with_session
+def list_adapters(session: Session, task: str | None) -> None:
+    """List the adapters with their latest versions."""
+    with session.client() as client:
+        found = client.adapters(task=task)
+    if session.as_json:
+        session.emit(found)
+        return
+    rows = []
+    for adapter in found:
+        latest = next((v for v in adapter.versions if v.version == adapter.latest), None)
+        rows.append(
+            (
+                adapter.name,
+                adapter.task,
+                latest.ref if latest else None,
+                latest.method if latest else None,
+                _score(latest),
+                len(adapter.versions),
+                latest.created_at if latest else adapter.created_at,
+            )
+        )
+    render.table(["name", "task", "latest", "method", "score", "versions", "published"], rows, right=("versions",))
+
+
+@adapters.command("show", examples=["graft adapters show de-strings", "graft adapters show de-strings@2"])
+@click.argument("adapter", shell_complete=complete_adapter)
+@with_session
+def show(session: Session, adapter: str) -> None:
+    """Show an adapter and its versions; with `name@N` the lineage and metrics of that version."""
+    name, number = split_ref(adapter)
+    with session.client() as client:
+        if number is not None:
+            version = client.version(name, number)
+            if session.as_json:
+                session.emit(version)
+            else:
+                _show_version(version)
+            return
+        found = client.adapter(name)
+    if session.as_json:
+        session.emit(found)
+        return
+    render.fields([("name", found.name), ("task", found.task), ("created", found.created_at)])
+    click.echo()
+    render.table(
+        ["version", "method", "rows", "score", "size", "job", "published"],
+        [
+            (v.ref, v.method, v.train_rows, _score(v), render.size(v.size_bytes), v.job, v.created_at)
+            for v in found.versions
+        ],
+        right=("rows", "size"),
+    )
+    latest = next((v for v in found.versions if v.version == found.latest), None)
+    if latest is not None and latest.evaluation is not None:
+        from graft_client.cli.report import show_evaluation
+
+        click.echo()
+        show_evaluation(latest.evaluation, adapter=latest.ref)
+
+
+@adapters.command("register", examples=["graft adapters register ./some-peft-folder --name x --task translation"])
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--name", required=True, shell_complete=complete_adapter, help="The adapter to publish under.")
+@click.option("--task", required=True, shell_complete=complete_task, help="The task it serves.")
+@with_session
+def register(session: Session, folder: Path, name: str, task: str) -> None:
+    """Publish a PEFT adapter that was trained elsewhere as the next version of NAME.
+
+    FOLDER holds adapter_config.json and adapter_model.safetensors; task_state.json and graft.json are taken
+    along where they are there. Pickled weights are refused.
+    """
+    from graft_client.cli.adapter_files import adapter_files
+    from graft_client.cli.uploads import total_bytes
+
+    files = adapter_files(folder)
+    with session.client() as client, byte_bar("uploading", total_bytes(files)) as tell:
+        version = client.register_adapter(files, name=name, task=task, progress=tell)
+    if session.as_json:
+        session.emit(version)
+    else:
+        click.echo(f"registered {version.ref} ({version.method}, {render.size(version.size_bytes)})")
+
+
+@adapters.command("delete", examples=["graft adapters delete de-strings@1", "graft adapters delete de-strings --yes"])
+@click.argument("adapter", shell_complete=complete_adapter)
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@with_session
+def delete(session: Session, adapter: str, yes: bool) -> None:
+    """Delete an adapter with all its versions, or, with `name@N`, one version."""
+    name, number = split_ref(adapter)
+    with session.client() as client:
+        if number is not None:
+            client.version(name, number)
+            confirmed(f"Delete version {adapter}?", yes=yes)
+            client.delete_version(name, number)
+        else:
+            count = len(client.adapter(name).versions)
+            confirmed(f"Delete adapter {name} with {count} version(s)?", yes=yes)
+            client.delete_adapter(name)
+    if session.as_json:
+        session.emit({"deleted": adapter})
+    else:
+        click.echo(f"deleted {adapter}")
+
+
+@adapters.command(
+    "export",
+    examples=["graft adapters export de-strings -o ./de-strings", "graft adapters export de-strings@2 -o out --force"],
+)
+@click.argument("adapter", shell_complete=complete_adapter)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write to.")
+@click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
+@with_session
+def export(session: Session, adapter: str, output: Path, force: bool) -> None:
+    """Write an adapter version's files to a folder, in PEFT's layout, so that other tools can load it."""
+    from graft_client.cli.adapter_files import check_target, unpack
+
+    check_target(output, force=force)
+    with session.client() as client:
+        names = unpack(client.download_adapter(adapter), output)
+    if session.as_json:
+        session.emit({"adapter": adapter, "folder": str(output), "files": names})
+    else:
+        click.echo(f"wrote {', '.join(names)} to {output}")
+
+
+def split_ref(ref: str) -> tuple[str, int | None]:
+    """``name`` or ``name@N`` as name and number."""
+    name, at, number = ref.partition("@")
+    if not at:
+        return name, None
+    if not number.isdecimal():
+        raise click.BadParameter(f"`{ref}` is not NAME or NAME@NUMBER", param_hint="ADAPTER")
+    return name, int(number)
+
+
+def _score(version: VersionInfo | None) -> str | None:
+    if version is None or version.evaluation is None:
+        return None
+    report = version.evaluation.adapter
+    return f"{report.primary} {render.cell(report.score)}"
+
+
+def _show_version(version: VersionInfo) -> None:
+    render.fields(
+        [
+            ("version", version.ref),
+            ("task", version.task),
+            ("method", version.method),
+            ("options", [f"{name}={value}" for name, value in sorted(version.options.items())]),
+            ("base model", f"{version.base_model} ({version.base_fingerprint[:12]})"),
+            ("dataset", version.dataset),
+            ("job", version.job),
+            ("plugin", " ".join(filter(None, (version.plugin, version.plugin_version))) or None),
+            ("seed", version.seed),
+            ("rows", version.train_rows),
+            (
+                "trained in",
+                render.duration(version.train_seconds) if version.train_seconds is not None else None,
+            ),
+            ("tokens", version.train_tokens),
+            ("sha256", version.digest),
+            ("size", render.size(version.size_bytes)),
+            ("published", version.created_at),
+        ]
+    )
+    if version.evaluation is not None:
+        from graft_client.cli.report import show_evaluation
+
+        click.echo()
+        show_evaluation(version.evaluation, adapter=version.ref)

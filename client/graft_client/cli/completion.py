@@ -1,0 +1,78 @@
+"""Shell completion: the scripts, and the names of adapters, tasks and jobs, asked of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import click
+
+from graft_client.cli.lazy import Command
+
+if TYPE_CHECKING:
+    from graft_client import Client
+
+_PATIENCE = 0.5
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        'eval "$(graft completion bash)"                    # in ~/.bashrc',
+        'eval "$(graft completion zsh)"                     # in ~/.zshrc',
+        "graft completion fish > ~/.config/fish/completions/graft.fish",
+    ],
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    Commands and options are completed, and the names of adapters, tasks, datasets and jobs where a server answers.
+    """
+    from click.shell_completion import get_completion_class
+
+    from graft_client.cli import root
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(root, {}, "graft", "_GRAFT_COMPLETE").source())
+
+
+def complete_adapter(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Adapter names; after an ``@`` their versions."""
+    name, at, _version = incomplete.partition("@")
+    if at:
+        return _ask(ctx, incomplete, lambda client: (v.ref for v in client.adapter(name).versions))
+    return _ask(ctx, incomplete, lambda client: (adapter.name for adapter in client.adapters()))
+
+
+def complete_task(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Task names."""
+    return _ask(ctx, incomplete, lambda client: (task.name for task in client.tasks()))
+
+
+def complete_method(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Method names."""
+    return _ask(ctx, incomplete, lambda client: (method.name for method in client.training().methods))
+
+
+def complete_dataset(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Dataset ids."""
+    return _ask(ctx, incomplete, lambda client: (dataset.id for dataset in client.datasets()))
+
+
+def complete_job(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Job ids."""
+    return _ask(ctx, incomplete, lambda client: (job.id for job in client.jobs()))
+
+
+def _ask(ctx: click.Context, incomplete: str, names: Callable[[Client], Iterable[str]]) -> list[str]:
+    """Names that begin as typed; none where the server is slow or away, for a person is waiting."""
+    from graft_client import Client
+    from graft_client.errors import GraftError
+
+    try:
+        with Client(ctx.params.get("url"), timeout=_PATIENCE, retries=0) as client:
+            return [name for name in names(client) if name.startswith(incomplete)]
+    except GraftError:
+        return []

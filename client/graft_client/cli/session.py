@@ -1,0 +1,68 @@
+"""What every command that talks to a server shares: ``--url``, ``--json`` and the client made from them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from graft_client import Client
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Session:
+    """The options in force, and what is done with them."""
+
+    url: str | None
+    as_json: bool
+
+    def client(self) -> Client:
+        """A client of the chosen server; use it in a ``with`` block."""
+        from graft_client import Client
+
+        return Client(self.url)
+
+    def emit(self, value: BaseModel | list[Any] | dict[str, Any]) -> None:
+        """Prints a document, or several, as JSON on stdout."""
+        click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+    def note(self, text: str) -> None:
+        """Says something to a person, on stderr; scripts are not told."""
+        if not self.as_json:
+            click.echo(text, err=True)
+
+
+def plain(value: Any) -> Any:
+    """Documents as the plain types of JSON."""
+    from pydantic import BaseModel
+
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value
+
+
+def with_session(command: Callable[Concatenate[Session, P], R]) -> Callable[P, R]:
+    """Adds ``--url`` and ``--json`` to a command, which gets a ``Session`` as its first argument."""
+
+    @click.option("--url", envvar="GRAFT_URL", help="The server.  [default: http://127.0.0.1:8000]")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+    @functools.wraps(command)
+    def wrapper(*args: Any, url: str | None, as_json: bool, **kwargs: Any) -> R:
+        click.get_current_context().meta["graft.json"] = as_json
+        return command(Session(url, as_json), *args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]

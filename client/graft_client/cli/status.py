@@ -1,0 +1,51 @@
+"""``graft status``: the server at a glance."""
+
+from __future__ import annotations
+
+import click
+
+from graft_client.cli import render
+from graft_client.cli.lazy import Command
+from graft_client.cli.session import Session, with_session
+
+
+@click.command(cls=Command, examples=["graft status", "graft status --json", "graft status --url http://gpu-1:8000"])
+@with_session
+def status(session: Session) -> None:
+    """Show the server's base model, engine, queues and jobs. Exits with 6 where it is not ready."""
+    with session.client() as client:
+        found = client.status()
+        url = client.url
+    if session.as_json:
+        session.emit(found)
+    else:
+        base, engine = found.base_model, found.engine
+        blocks = engine.kv_blocks_total
+        jobs = [f"{count} {state}" for state, count in found.jobs.items() if count]
+        render.fields(
+            [
+                ("server", f"{url} (graftwork {found.version}, up {render.duration(found.uptime_seconds)})"),
+                ("ready", found.ready),
+                ("base model", base.name),
+                ("architecture", base.architecture),
+                ("parameters", render.count(base.parameters) if base.parameters else None),
+                ("context", f"{base.context_length:,} tokens" if base.context_length else None),
+                ("engine", f"{engine.name} ({engine.state})"),
+                ("engine error", engine.error),
+                ("engine restarts", engine.restarts or None),
+                ("device", " ".join(filter(None, (engine.device, engine.dtype))) or None),
+                ("speed", f"{engine.tokens_per_second:.0f} tok/s, {engine.generated_tokens:,} tokens so far"),
+                ("requests", f"{engine.running} running, {engine.waiting + found.queued_requests} waiting"),
+                (
+                    "KV cache",
+                    f"{engine.kv_blocks_used} of {blocks} blocks" if blocks else None,
+                ),
+                ("slots", f"{len(engine.loaded_adapters)} of {engine.slots} in use"),
+                ("loaded", engine.loaded_adapters or None),
+                ("adapters", f"{found.adapters} ({found.versions} versions)"),
+                ("tasks", found.tasks),
+                ("jobs", jobs or "none"),
+            ]
+        )
+    if not found.ready:
+        raise click.exceptions.Exit(6)

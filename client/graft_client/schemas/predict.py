@@ -1,0 +1,97 @@
+"""Predictions: one, streamed, in bulk; and evaluations."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from graft_client.schemas.adapters import EvaluationSummary
+from graft_client.schemas.common import Problem, RequestSchema, Schema, Timings, Usage
+
+
+class SamplingOverrides(RequestSchema):
+    """How to draw tokens, where the caller wants it otherwise than the task."""
+
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=5)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    seed: int | None = None
+    stop: list[str] | None = Field(None, max_length=16)
+
+
+class PredictRequest(RequestSchema):
+    """One request: for an adapter (``name``, ``name@N``), a task, or ``base`` with a task."""
+
+    adapter: str | None = None
+    task: str | None = None
+    input: dict[str, Any] | None = Field(None, description="A request of the task, by its schema.")
+    text: str | None = Field(None, description="Plain text, which the task turns into a request.")
+    sampling: SamplingOverrides = SamplingOverrides()
+    stream: bool = False
+
+    @model_validator(mode="after")
+    def _one_target_one_input(self) -> PredictRequest:
+        if self.adapter is None and self.task is None:
+            raise ValueError("name an adapter or a task")
+        if (self.input is None) == (self.text is None):
+            raise ValueError("give either `input` or `text`")
+        return self
+
+
+class PredictResponse(Schema):
+    """An answer, and which adapter version gave it."""
+
+    id: str
+    adapter: str = Field(description="`name@N`, or `base`.")
+    task: str
+    output: dict[str, Any] = Field(description="The task's typed response.")
+    text: str = Field(description="The response as plain text.")
+    finish_reason: str = "stop"
+    usage: Usage
+    timings: Timings
+
+
+class PredictEvent(Schema):
+    """One server-sent event of a streamed prediction."""
+
+    event: Literal["delta", "result", "error"]
+    delta: str | None = None
+    result: PredictResponse | None = None
+    problem: Problem | None = None
+
+
+class BulkRequest(RequestSchema):
+    """Many requests, for one adapter or for several. Answers come as NDJSON in the order they finish."""
+
+    items: list[PredictRequest] = Field(min_length=1, max_length=10_000)
+
+
+class BulkLine(Schema):
+    """One line of a bulk answer: the item's index and either its result or its problem."""
+
+    index: int
+    result: PredictResponse | None = None
+    problem: Problem | None = None
+
+
+class EvaluationRequest(RequestSchema):
+    """Measure an adapter (or the base model, with ``task``) on a dataset."""
+
+    adapter: str
+    dataset: str
+    task: str | None = None
+    against: str | None = Field(None, description="`base`, or another adapter, on the same rows.")
+    limit: int | None = Field(None, ge=1, description="Only this many rows.")
+
+
+class EvaluationEvent(Schema):
+    """One NDJSON line of a running evaluation; the last one has the summary or a problem."""
+
+    done: int = 0
+    total: int = 0
+    adapter: str | None = None
+    against: str | None = None
+    summary: EvaluationSummary | None = None
+    problem: Problem | None = None

@@ -1,0 +1,1 @@
+"""The built-in tasks, one a module; each registers itself through ``register_tasks``."""

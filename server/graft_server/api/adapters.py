@@ -1,0 +1,184 @@
+"""Adapters and their versions: listing, registering folders that were trained elsewhere, exporting, deleting."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, File, Form, Response, UploadFile
+from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
+
+from graft_client.schemas.adapters import AdapterInfo, VersionInfo
+from graft_client.schemas.jobs import JobState
+from graft_server.api.adapter_folder import check_file_name, read_adapter_folder
+from graft_server.api.deps import ServicesDep, require_engine
+from graft_server.api.uploads import staged
+from graft_server.api.views import adapter_info, version_info
+from graft_server.engine.base import AdapterLoadError
+from graft_server.problems import ProblemError
+from graft_server.registry.adapters import check_name
+from graft_server.registry.errors import UnknownError
+from graft_server.registry.records import Lineage, VersionRecord
+from graft_server.services import Services
+from graft_server.serving.evaluator import unpublished_source
+
+router = APIRouter(prefix="/api/adapters", tags=["adapters"])
+
+
+@router.get("")
+async def list_adapters(services: ServicesDep, task: str | None = None) -> list[AdapterInfo]:
+    """Every adapter with its versions; of one task with `task`."""
+    if task is not None:
+        services.host.task(task)
+    return [adapter_info(record) for record in await asyncio.to_thread(services.registry.adapters, task)]
+
+
+@router.post("", status_code=201)
+async def register_adapter(
+    services: ServicesDep,
+    name: Annotated[str, Form()],
+    task: Annotated[str, Form()],
+    files: Annotated[list[UploadFile], File()],
+) -> VersionInfo:
+    """Publish an adapter folder as the next version of ``name``, once the engine has read it and it fits."""
+    require_engine(services)
+    await asyncio.to_thread(check_adapter_name, services, name, task)
+    async with staged(files, services.uploads, check_file_name) as paths:
+        folder = paths[0].parent
+        lineage = await asyncio.to_thread(_inspect, services, task, folder)
+        await _validate(services, name, folder, lineage)
+        record = await asyncio.to_thread(services.registry.publish, name, folder, lineage)
+    info = version_info(record)
+    services.observers.tell("version_published", info.model_dump(mode="json"))
+    return info
+
+
+@router.get("/{name}")
+async def show_adapter(name: str, services: ServicesDep) -> AdapterInfo:
+    """One adapter with its versions."""
+    return adapter_info(await asyncio.to_thread(services.registry.adapter, name))
+
+
+@router.delete("/{name}", status_code=204)
+async def delete_adapter(name: str, services: ServicesDep) -> Response:
+    """Delete an adapter with all its versions."""
+    versions = (await asyncio.to_thread(services.registry.adapter, name)).versions
+    await asyncio.to_thread(_refuse_while_training, services, name)
+    await asyncio.to_thread(services.registry.delete_adapter, name)
+    await _unload(services, versions)
+    return Response(status_code=204)
+
+
+@router.get("/{name}/versions/{number}")
+async def show_version(name: str, number: int, services: ServicesDep) -> VersionInfo:
+    """One version with its lineage and metrics."""
+    return version_info(await asyncio.to_thread(services.registry.version, name, number))
+
+
+@router.delete("/{name}/versions/{number}", status_code=204)
+async def delete_version(name: str, number: int, services: ServicesDep) -> Response:
+    """Delete one version of an adapter."""
+    version = await asyncio.to_thread(services.registry.version, name, number)
+    await asyncio.to_thread(_refuse_while_training, services, name)
+    await asyncio.to_thread(services.registry.delete_version, name, number)
+    await _unload(services, (version,))
+    return Response(status_code=204)
+
+
+@router.get("/{ref}/archive", response_class=FileResponse)
+async def export_adapter(ref: str, services: ServicesDep) -> FileResponse:
+    """A version's files as a zip archive."""
+    version = await asyncio.to_thread(services.registry.resolve, ref)
+    archive = await asyncio.to_thread(_pack, version, services.uploads)
+    return FileResponse(
+        archive,
+        media_type="application/zip",
+        filename=f"{version.adapter}-{version.version}.zip",
+        headers={"X-Graft-Adapter": version.ref},
+        background=BackgroundTask(archive.unlink, missing_ok=True),
+    )
+
+
+def check_adapter_name(services: Services, name: str, task: str) -> None:
+    """Whether an adapter of this task may take this name: a new one, or one that serves the task already.
+
+    Raises:
+        UnknownNameError: there is no such task.
+        InvalidNameError: no adapter can be called so.
+        ProblemError: ``conflict``.
+    """
+    services.host.task(task)
+    check_name(name)
+    try:
+        existing = services.registry.adapter(name)
+    except UnknownError:
+        return
+    if existing.task != task:
+        detail = f"adapter {name!r} exists already and serves task {existing.task!r}, not {task!r}"
+        raise ProblemError("conflict", detail)
+
+
+def _inspect(services: Services, task_name: str, folder: Path) -> Lineage:
+    """What the files say about themselves, as far as this process can check it."""
+    found = read_adapter_folder(
+        folder, services.host.task(task_name), services.host.methods, services.engine.model.fingerprint
+    )
+    capabilities = services.engine.capabilities
+    if found.method not in capabilities.methods:
+        raise ProblemError(
+            "unservable", f"adapter_config.json: the {capabilities.engine} engine can't serve {found.method!r}"
+        )
+    if found.rank > capabilities.max_rank:
+        detail = (
+            f"adapter_config.json: rank {found.rank} is more than this server serves "
+            f"({capabilities.max_rank}, `max_rank`)"
+        )
+        raise ProblemError("unservable", detail)
+    provider = services.host.provider("task", task_name)
+    return Lineage(
+        task=task_name,
+        method=found.method,
+        base_model=services.engine.model.name,
+        base_fingerprint=services.engine.model.fingerprint,
+        rank=found.rank,
+        plugin=provider.name,
+        plugin_version=provider.version,
+    )
+
+
+async def _validate(services: Services, name: str, folder: Path, lineage: Lineage) -> None:
+    source = unpublished_source(ref=name, path=str(folder), method=lineage.method, rank=lineage.rank)
+    try:
+        await services.engine.validate(source)
+    except AdapterLoadError as error:
+        raise ProblemError("invalid-adapter", str(error)) from error
+
+
+def _refuse_while_training(services: Services, name: str) -> None:
+    for state in (JobState.queued, JobState.running, JobState.evaluating):
+        for job in services.registry.jobs(state=state, limit=1000):
+            if job.adapter == name:
+                detail = f"job {job.id} is still training {name!r}; cancel it or wait for it"
+                raise ProblemError("conflict", detail)
+
+
+async def _unload(services: Services, versions: tuple[VersionRecord, ...]) -> None:
+    # An engine that is not up holds no adapter.
+    if services.engine.state == "ready":
+        for version in versions:
+            await services.engine.unload(version.engine_id)
+
+
+def _pack(version: VersionRecord, staging: Path) -> Path:
+    staging.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(suffix=".zip", dir=staging)
+    # Weights do not compress, so the archive only stores.
+    with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(version.path.iterdir()):
+            archive.write(path, path.name)
+    return Path(name)

@@ -1,0 +1,102 @@
+"""Is the process alive, can it answer, and what is it doing?"""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from graft_client.schemas.status import BaseModelStatus, EngineStatus, Health, ServerStatus
+from graft_server.api.deps import ServicesDep
+from graft_server.engine.base import EngineError, EngineStats
+from graft_server.services import Services
+
+router = APIRouter(tags=["server"])
+
+try:
+    VERSION = version("graftwork")
+except PackageNotFoundError:
+    VERSION = "0+unknown"
+
+
+@router.get("/health/live")
+async def live() -> Health:
+    """The process answers."""
+    return Health(status="live")
+
+
+@router.get("/health/ready")
+async def ready(services: ServicesDep, response: Response) -> Health:
+    """Requests can be answered; 503 while they can't."""
+    if services.ready:
+        return Health(status="ready")
+    response.status_code = 503
+    response.headers["Retry-After"] = "2"
+    if services.lifecycle.draining:
+        return Health(status="draining", detail="the server is shutting down")
+    return Health(status=services.engine.state, detail=services.engine.error)
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(services: ServicesDep) -> Response:
+    """Figures in Prometheus' text format."""
+    return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/api/status")
+async def status(services: ServicesDep) -> ServerStatus:
+    """Engine, queues and what is registered."""
+    engine, base = await _engine(services)
+    counts = await asyncio.to_thread(services.registry.counts)
+    return ServerStatus(
+        version=VERSION,
+        ready=services.ready,
+        uptime_seconds=services.lifecycle.uptime,
+        base_model=base,
+        engine=engine,
+        adapters=counts.adapters,
+        versions=counts.versions,
+        tasks=sorted(services.host.tasks),
+        queued_requests=services.predictor.queued,
+        jobs=counts.jobs,
+    )
+
+
+async def _engine(services: Services) -> tuple[EngineStatus, BaseModelStatus]:
+    engine = services.engine
+    status = EngineStatus(
+        name=services.settings.engine, state=engine.state, restarts=engine.restarts, error=engine.error
+    )
+    if engine.state not in ("ready", "rebuilding"):
+        return status, BaseModelStatus(name=services.base_name)
+    try:
+        stats = await engine.stats()
+    except EngineError:
+        # It may be rebuilt at this very moment; its state says so.
+        stats = EngineStats()
+    capabilities, model = engine.capabilities, engine.model
+    status = status.model_copy(
+        update={
+            "name": capabilities.engine,
+            "device": capabilities.device,
+            "dtype": capabilities.dtype,
+            "running": stats.running,
+            "waiting": stats.waiting,
+            "loaded_adapters": list(stats.loaded),
+            "slots": stats.slots or capabilities.slots,
+            "kv_blocks_used": stats.kv_blocks_used,
+            "kv_blocks_total": stats.kv_blocks_total,
+            "generated_tokens": stats.generated_tokens,
+            "tokens_per_second": stats.tokens_per_second,
+        }
+    )
+    base = BaseModelStatus(
+        name=model.name,
+        fingerprint=model.fingerprint,
+        architecture=model.architecture,
+        context_length=model.context_length,
+        parameters=model.parameters,
+    )
+    return status, base

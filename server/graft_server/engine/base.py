@@ -1,0 +1,241 @@
+"""The engine contract: what runs the model, seen from the rest of the server.
+
+An engine holds one base model and adapter versions in device slots, and answers requests for different adapters
+in the same forward passes. The types here are msgspec structs: they also cross the pipe between the server and
+the engine's process. The module imports neither torch nor the API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+FinishReason = Literal["stop", "length"]
+
+
+class AdapterSource(msgspec.Struct, frozen=True):
+    """An immutable adapter version and where its files lie.
+
+    ``engine_id`` comes from the registry's persisted counter and is never reused: caches are keyed by it.
+    """
+
+    ref: str
+    engine_id: int
+    path: str
+    method: str
+    rank: int = 0
+    digest: str = ""
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    role: str
+    content: str
+
+
+class PromptInput(msgspec.Struct, frozen=True):
+    """Messages for the base model's chat template, or text taken verbatim."""
+
+    messages: tuple[ChatMessage, ...] = ()
+    text: str | None = None
+
+
+class SamplingParams(msgspec.Struct, frozen=True):
+    """How tokens are drawn; temperature 0 is greedy. ``logprobs`` counts alternatives to report a token."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+class ConstraintSpec(msgspec.Struct, frozen=True):
+    """What the answer must match: one of ``choices``, a ``regex``, or a JSON schema (as JSON text)."""
+
+    kind: Literal["choices", "regex", "json_schema"]
+    choices: tuple[str, ...] = ()
+    pattern: str = ""
+    json_schema: str = ""
+
+
+class GenerateRequest(msgspec.Struct, frozen=True):
+    """``id`` is unique among all requests in flight. ``adapter`` ``None`` is the base model."""
+
+    id: str
+    prompt: PromptInput
+    sampling: SamplingParams = SamplingParams()
+    adapter: AdapterSource | None = None
+    constraint: ConstraintSpec | None = None
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token with its natural-log probability, and the likeliest alternatives at its place."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """New text of one request. The last delta has ``finish_reason``. A delta is not a token: text waits until
+    its bytes are whole and can no longer become a stop string."""
+
+    text: str = ""
+    tokens: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queued_seconds: float = 0.0
+
+
+class ScoreRequest(msgspec.Struct, frozen=True):
+    """Likelihoods of ``candidates`` as continuations of ``prompt``, which is computed once."""
+
+    id: str
+    prompt: PromptInput
+    candidates: tuple[str, ...]
+    adapter: AdapterSource | None = None
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """Sum of natural-log probabilities over ``tokens`` tokens of one candidate."""
+
+    logprob: float
+    tokens: int
+
+
+class ScoreResult(msgspec.Struct, frozen=True):
+    """In the order of the request's candidates."""
+
+    scores: tuple[Scored, ...]
+    prompt_tokens: int
+    scored_tokens: int
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What an engine can serve; asked before a job or an adapter is accepted."""
+
+    engine: str
+    methods: tuple[str, ...]
+    max_rank: int
+    slots: int
+    constraints: tuple[str, ...]
+    device: str
+    dtype: str
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """The base model, as the engine loaded it. ``fingerprint`` is sha256 over its configuration and weights."""
+
+    name: str
+    fingerprint: str
+    path: str
+    architecture: str
+    context_length: int
+    parameters: int
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    running: int = 0
+    waiting: int = 0
+    loaded: tuple[str, ...] = ()
+    slots: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    generated_tokens: int = 0
+    tokens_per_second: float = 0.0
+
+
+class EngineError(Exception):
+    """Base of the engine's errors. ``code`` is stable; the text is one sentence for the caller."""
+
+    code = "engine-error"
+
+
+class PromptTooLongError(EngineError):
+    """Prompt and answer do not fit the model's context."""
+
+    code = "prompt-too-long"
+
+
+class AdapterLoadError(EngineError):
+    """The adapter's files can't be loaded."""
+
+    code = "adapter-unloadable"
+
+
+class InvalidRequestError(EngineError):
+    """The request can't be served as it stands, for instance a regular expression that does not parse."""
+
+    code = "invalid-request"
+
+
+class EngineDiedError(EngineError):
+    """The engine's process ended while the request was being answered, after text had been sent."""
+
+    code = "engine-died"
+
+
+class EngineUnavailableError(EngineError):
+    """The engine is not running, or could not be started."""
+
+    code = "engine-unavailable"
+
+
+class Engine(Protocol):
+    """What the server calls. Every method may raise an ``EngineError``."""
+
+    @property
+    def state(self) -> str:
+        """``starting``, ``ready``, ``rebuilding``, ``stopped`` or ``failed``."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    @property
+    def restarts(self) -> int: ...
+
+    @property
+    def error(self) -> str | None:
+        """Why the state is ``failed``, in one sentence."""
+        ...
+
+    async def start(self) -> None:
+        """Load the base model; returns when requests can be answered."""
+
+    async def stop(self) -> None:
+        """End at once; requests in flight fail."""
+
+    async def validate(self, source: AdapterSource) -> None:
+        """Check that the files fit the base model, without taking a slot.
+
+        Raises:
+            AdapterLoadError: with the file, the tensor or the field at fault.
+        """
+
+    async def load(self, source: AdapterSource) -> None:
+        """Bring a version into a device slot ahead of its first request (requests do this by themselves)."""
+
+    async def unload(self, engine_id: int) -> None:
+        """Forget a version once nothing in flight uses it."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """Deltas until one has a finish reason. Closing the iterator aborts the request."""
+        ...
+
+    async def score(self, request: ScoreRequest) -> ScoreResult: ...
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Mean-pooled, L2-normalised last hidden states of the base model, ``[len(texts)][hidden]``."""
+        ...
+
+    async def stats(self) -> EngineStats: ...

@@ -1,0 +1,339 @@
+"""The engine seen from the server: a child process that is rebuilt when it dies.
+
+What had streamed nothing is replayed on the new process; what had streamed something ends with an
+``EngineDiedError``. The versions that were loaded are loaded again. Deaths in quick succession end in ``failed``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import signal
+import socket
+import sys
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from graft_server.engine import base, messages
+from graft_server.engine.base import (
+    AdapterSource,
+    Capabilities,
+    Delta,
+    EngineDiedError,
+    EngineError,
+    EngineStats,
+    EngineUnavailableError,
+    GenerateRequest,
+    ModelInfo,
+    ScoreRequest,
+    ScoreResult,
+)
+
+logger = logging.getLogger(__name__)
+
+#: More deaths than this within the window, and the engine is not started again.
+_MOST_DEATHS = 5
+_DEATH_WINDOW = 120.0
+#: A request that was in flight at this many deaths is not replayed once more: it may be what kills.
+_MOST_REPLAYS = 2
+
+_ERRORS: dict[str, type[EngineError]] = {
+    error.code: error
+    for error in (
+        base.PromptTooLongError,
+        base.AdapterLoadError,
+        base.InvalidRequestError,
+        base.EngineUnavailableError,
+    )
+}
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A message that waits for answers, and what to send again if the engine dies before the first."""
+
+    message: msgspec.Struct
+    answers: asyncio.Queue[messages.FromEngine | EngineError] = field(default_factory=asyncio.Queue)
+    answered: bool = False
+    deaths: int = 0
+
+
+class SupervisedEngine:
+    """An ``Engine`` in a child process. One event loop owns it."""
+
+    def __init__(
+        self, config: messages.EngineConfig, *, report: Callable[[str, float | None], None] | None = None
+    ) -> None:
+        self._config = config
+        self._report = report or (lambda message, fraction: None)
+        self._state = "stopped"
+        self._error: str | None = None
+        self._restarts = 0
+        self._deaths: deque[float] = deque()
+        self._calls: dict[str, _Call] = {}
+        self._loaded: OrderedDict[int, AdapterSource] = OrderedDict()
+        self._ids = itertools.count(1)
+        self._capabilities: Capabilities | None = None
+        self._model: ModelInfo | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    @property
+    def error(self) -> str | None:
+        return self._error
+
+    @property
+    def restarts(self) -> int:
+        return self._restarts
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, for tests and operators."""
+        return self._process.pid if self._process else None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        if self._capabilities is None:
+            raise EngineUnavailableError("the engine has not started yet")
+        return self._capabilities
+
+    @property
+    def model(self) -> ModelInfo:
+        if self._model is None:
+            raise EngineUnavailableError("the engine has not started yet")
+        return self._model
+
+    # Life
+
+    async def start(self) -> None:
+        """
+        Raises:
+            EngineUnavailableError: the base model or the engine can't be started; the text says why.
+        """
+        self._state = "starting"
+        self._task = asyncio.create_task(self._supervise(), name="engine-supervisor")
+        ready = asyncio.create_task(self._ready.wait())
+        await asyncio.wait({ready, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._ready.is_set():
+            ready.cancel()
+            raise EngineUnavailableError(self._error or "the engine did not start")
+
+    async def stop(self) -> None:
+        self._state = "stopped"
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._fail_all(EngineUnavailableError("the server is stopping"))
+
+    async def _supervise(self) -> None:
+        while True:
+            stream = await self._spawn()
+            try:
+                await self._receive(stream)
+            finally:
+                self._ready.clear()
+                code = await self._reap()
+            if self._state == "failed":
+                break
+            self._after_death(code)
+            if self._state == "failed":
+                break
+        self._fail_all(EngineUnavailableError(self._error or "the engine has failed"))
+
+    async def _spawn(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "graft_server.engine.process",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        ours.setblocking(False)
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+        self._write(messages.Start(self._config))
+        return reader
+
+    async def _reap(self) -> int:
+        assert self._process is not None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        try:
+            # The socket has ended, so the process is ending; one that hangs is helped along.
+            code = await asyncio.wait_for(self._process.wait(), timeout=3 if self._state != "stopped" else 1)
+        except (TimeoutError, asyncio.CancelledError):
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            code = await self._process.wait()
+        return code
+
+    async def _receive(self, stream: asyncio.StreamReader) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                header = await stream.readexactly(messages.HEADER.size)
+                body = await stream.readexactly(messages.HEADER.unpack(header)[0])
+                self._dispatch(messages.from_engine_decoder.decode(body))
+
+    def _dispatch(self, message: messages.FromEngine) -> None:
+        match message:
+            case messages.Deltas(items):
+                for request_id, delta in items:
+                    self._answer(request_id, messages.Deltas([(request_id, delta)]))
+            case messages.Progress(text, fraction):
+                self._report(text, fraction)
+            case messages.Ready(model, capabilities):
+                self._on_ready(model, capabilities)
+            case messages.StartFailed(text):
+                self._state, self._error = "failed", text
+            case _:
+                self._answer(message.id, message)
+
+    def _answer(self, call_id: str, message: messages.FromEngine) -> None:
+        call = self._calls.get(call_id)
+        if call is not None:
+            call.answered = True
+            call.answers.put_nowait(message)
+
+    def _on_ready(self, model: ModelInfo, capabilities: Capabilities) -> None:
+        self._model, self._capabilities = model, capabilities
+        self._state, self._error = "ready", None
+        # Most recently used last, so that the engine's own order is the same again.
+        for source in list(self._loaded.values())[-capabilities.slots :]:
+            self._write(messages.Load(f"reload-{next(self._ids)}", source))
+        for call in self._calls.values():
+            self._write(call.message)
+        self._ready.set()
+
+    def _after_death(self, code: int) -> None:
+        reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        now = time.monotonic()
+        self._deaths.append(now)
+        while self._deaths and self._deaths[0] < now - _DEATH_WINDOW:
+            self._deaths.popleft()
+        for call_id, call in list(self._calls.items()):
+            call.deaths += 1
+            if call.answered or call.deaths > _MOST_REPLAYS:
+                self._end(call_id, EngineDiedError(f"the engine's process ended ({reason}) during the answer"))
+        if self._model is None or len(self._deaths) > _MOST_DEATHS:
+            self._state = "failed"
+            self._error = f"the engine's process ended {len(self._deaths)} times, the last with {reason}"
+            logger.error("%s; restart the server", self._error)
+            return
+        self._restarts += 1
+        self._state = "rebuilding"
+        logger.warning("the engine's process ended (%s); rebuilding it", reason)
+
+    def _end(self, call_id: str, error: EngineError) -> None:
+        call = self._calls.pop(call_id, None)
+        if call is not None:
+            call.answers.put_nowait(error)
+
+    def _fail_all(self, error: EngineError) -> None:
+        for call_id in list(self._calls):
+            self._end(call_id, error)
+
+    # Calls
+
+    def _write(self, message: msgspec.Struct) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(messages.frame(message))
+
+    def _call(self, call_id: str, message: msgspec.Struct) -> _Call:
+        if self._state in ("stopped", "failed"):
+            raise EngineUnavailableError(self._error or "the engine is not running")
+        if call_id in self._calls:
+            raise base.InvalidRequestError(f"the request id {call_id!r} is in use")
+        call = self._calls[call_id] = _Call(message)
+        if self._state == "ready":
+            self._write(message)
+        return call
+
+    async def _next(self, call: _Call) -> messages.FromEngine:
+        answer = await call.answers.get()
+        if isinstance(answer, EngineError):
+            raise answer
+        if isinstance(answer, messages.Failed):
+            raise _ERRORS.get(answer.code, EngineError)(answer.message)
+        return answer
+
+    async def _ask(
+        self, message_of: Callable[[str], msgspec.Struct], call_id: str | None = None
+    ) -> messages.FromEngine:
+        """Send one message and wait for its one answer; an abort follows if the caller goes away."""
+        call_id = call_id or f"call-{next(self._ids)}"
+        call = self._call(call_id, message_of(call_id))
+        try:
+            return await self._next(call)
+        except asyncio.CancelledError:
+            self._write(messages.Abort(call_id))
+            raise
+        finally:
+            self._calls.pop(call_id, None)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        self._note(request.adapter)
+        call = self._call(request.id, messages.Generate(request))
+        finished = False
+        try:
+            while not finished:
+                answer = await self._next(call)
+                assert isinstance(answer, messages.Deltas)
+                for _, delta in answer.items:
+                    finished = delta.finish_reason is not None
+                    yield delta
+        finally:
+            if self._calls.pop(request.id, None) is not None and not finished:
+                self._write(messages.Abort(request.id))
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        self._note(request.adapter)
+        answer = await self._ask(lambda _: messages.ScoreCandidates(request), request.id)
+        assert isinstance(answer, messages.CandidatesScored)
+        return answer.result
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        answer = await self._ask(lambda call_id: messages.Embed(call_id, tuple(texts)))
+        assert isinstance(answer, messages.Embedded)
+        return answer.vectors
+
+    async def validate(self, source: AdapterSource) -> None:
+        await self._ask(lambda call_id: messages.Validate(call_id, source))
+
+    async def load(self, source: AdapterSource) -> None:
+        self._note(source)
+        await self._ask(lambda call_id: messages.Load(call_id, source))
+
+    async def unload(self, engine_id: int) -> None:
+        self._loaded.pop(engine_id, None)
+        self._write(messages.Unload(engine_id))
+
+    async def stats(self) -> EngineStats:
+        if self._state != "ready":
+            return EngineStats()
+        answer = await self._ask(messages.AskStats)
+        assert isinstance(answer, messages.Stats)
+        return answer.stats
+
+    def _note(self, source: AdapterSource | None) -> None:
+        """Remember a version as loaded, for the next engine."""
+        if source is not None:
+            self._loaded[source.engine_id] = source
+            self._loaded.move_to_end(source.engine_id)
+            while len(self._loaded) > (self._capabilities.slots if self._capabilities else 1):
+                self._loaded.popitem(last=False)

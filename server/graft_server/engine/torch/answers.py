@@ -1,0 +1,147 @@
+"""Requests in progress: what to do with the logits that a step gives them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from graft_server.engine.base import (
+    Delta,
+    GenerateRequest,
+    Scored,
+    ScoreRequest,
+    ScoreResult,
+    TokenLogprob,
+)
+from graft_server.engine.torch.constraints import Matcher
+from graft_server.engine.torch.sampler import Draw, Drawn
+from graft_server.engine.torch.sequence import Sequence, Tree
+from graft_server.engine.torch.text import TextStream
+
+#: Candidate tokens computed at once for one prompt; the mask grows with the square of it.
+_TREE_TOKENS = 256
+#: Rows whose full distribution is in memory at once while scoring.
+_SCORE_ROWS = 256
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """A generation in progress."""
+
+    request: GenerateRequest
+    sequence: Sequence
+    prompt_tokens: int
+    max_tokens: int
+    stop_tokens: frozenset[int]
+    tokenizer: Any
+    draw: Draw
+    text: TextStream
+    matcher: Matcher | None = None
+    generated: int = 0
+    arrived: float = field(default_factory=time.monotonic)
+    started: float | None = None
+
+    def take(self, drawn: Drawn) -> Delta:
+        """Record a drawn token; the delta has a finish reason if it was the last."""
+        self.generated += 1
+        ended = drawn.token in self.stop_tokens and not self.request.sampling.ignore_eos
+        if self.matcher is not None and not ended:
+            self.matcher.accept(drawn.token)
+        text = "" if ended else self.text.push(drawn.token)
+        tokens: tuple[TokenLogprob, ...] = ()
+        if drawn.logprob is not None and not ended:
+            top = tuple((self._piece(token), logprob) for token, logprob in drawn.top)
+            tokens = (TokenLogprob(self._piece(drawn.token), drawn.logprob, top),)
+        if not ended:
+            self.sequence.tokens.append(drawn.token)
+        stopped = ended or self.text.stopped or (self.matcher is not None and self.matcher.finished)
+        full = self.generated >= self.max_tokens
+        if not stopped and not full:
+            return Delta(text=text, tokens=tokens)
+        return Delta(
+            text=text if self.text.stopped else text + self.text.flush(),
+            tokens=tokens,
+            finish_reason="stop" if stopped else "length",
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.generated,
+            queued_seconds=(self.started or self.arrived) - self.arrived,
+        )
+
+    def _piece(self, token: int) -> str:
+        return str(self.tokenizer.decode([token]))
+
+
+@dataclass(slots=True, eq=False)
+class Scoring:
+    """Candidates of one prompt being scored: the prompt once, then the candidates behind it, many at a time."""
+
+    request: ScoreRequest
+    sequence: Sequence
+    candidates: list[list[int]]
+    sums: list[float] = field(default_factory=list)
+    _prompt: list[int] = field(default_factory=list)
+    _next: int = 0
+    #: Row of ``sequence.tokens`` -> the candidate and the token that the row's logits should predict.
+    _targets: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _missing: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._prompt = list(self.sequence.tokens)
+        self.sums = [0.0] * len(self.candidates)
+        self.sequence.logits_at = frozenset({len(self._prompt) - 1})
+
+    def take(self, rows: Many[int], logits: torch.Tensor) -> ScoreResult | None:
+        """Record the logits (``[N, vocabulary]``) of rows of the sequence; the result once all are known."""
+        if not self._targets:
+            logprobs = torch.log_softmax(logits[-1].float(), -1)
+            first = torch.tensor([tokens[0] for tokens in self.candidates], device=logits.device)
+            self.sums = logprobs[first].tolist()
+            return self._advance()
+        for at in range(0, len(rows), _SCORE_ROWS):
+            part = list(rows[at : at + _SCORE_ROWS])
+            logprobs = torch.log_softmax(logits[at : at + _SCORE_ROWS].float(), -1)
+            wanted = torch.tensor([self._targets[row][1] for row in part], device=logits.device)
+            picked = logprobs.gather(-1, wanted[:, None])[:, 0].tolist()
+            for row, logprob in zip(part, picked, strict=True):
+                if row in self._missing:  # preemption may compute a row again
+                    self._missing.discard(row)
+                    self.sums[self._targets[row][0]] += logprob
+        return self._advance() if not self._missing else None
+
+    def _advance(self) -> ScoreResult | None:
+        """Lay the next candidates out behind the prompt, or finish. A candidate's last token needs no logits."""
+        prompt = len(self._prompt)
+        tokens = list(self._prompt)
+        segments = [-1] * prompt
+        positions = list(range(prompt))
+        self._targets = {}
+        while self._next < len(self.candidates):
+            candidate = self.candidates[self._next]
+            inputs = candidate[:-1]
+            if len(tokens) > prompt and len(tokens) - prompt + len(inputs) > _TREE_TOKENS:
+                break
+            for offset, token in enumerate(inputs):
+                self._targets[len(tokens)] = (self._next, candidate[offset + 1])
+                tokens.append(token)
+                segments.append(self._next)
+                positions.append(prompt + offset)
+            self._next += 1
+        if not self._targets:
+            lengths = [len(candidate) for candidate in self.candidates]
+            scores = tuple(Scored(total, n) for total, n in zip(self.sums, lengths, strict=True))
+            return ScoreResult(scores, prompt_tokens=prompt, scored_tokens=sum(lengths))
+        self._missing = set(self._targets)
+        self.sequence.tokens = tokens
+        self.sequence.tree = Tree(prompt, segments, positions)
+        self.sequence.logits_at = frozenset(self._targets)
+        self.sequence.computed = min(self.sequence.computed, prompt)
+        return None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the sequence at most, for the check against the KV cache."""
+        return len(self._prompt) + max(_TREE_TOKENS, max(len(candidate) for candidate in self.candidates))

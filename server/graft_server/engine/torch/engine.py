@@ -1,0 +1,406 @@
+"""The torch engine: a loop of steps over the scheduler, the model and the requests in progress.
+
+One thread owns it. ``submit_*``, ``abort`` and the adapter calls change state between steps; ``step`` computes one
+forward pass and reports what came of it through an ``Events`` sink.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from collections.abc import Sequence as Many
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import torch
+
+from graft_plugins.method import AdapterMethod
+from graft_server.base_model.loading import load_model, load_tokenizer
+from graft_server.base_model.prompt import encode_prompt, encode_target, stop_token_ids
+from graft_server.base_model.source import BaseModel
+from graft_server.engine.base import (
+    AdapterLoadError,
+    AdapterSource,
+    Capabilities,
+    Delta,
+    EngineError,
+    EngineStats,
+    GenerateRequest,
+    InvalidRequestError,
+    PromptInput,
+    PromptTooLongError,
+    ScoreRequest,
+    ScoreResult,
+)
+from graft_server.engine.messages import EngineConfig
+from graft_server.engine.torch import constraints
+from graft_server.engine.torch.adapter_files import read_grafts
+from graft_server.engine.torch.answers import Answer, Scoring
+from graft_server.engine.torch.device import choose_device, choose_dtype
+from graft_server.engine.torch.resident import ResidentAdapter, make_resident
+from graft_server.engine.torch.runner import ModelRunner
+from graft_server.engine.torch.sampler import Draw, sample
+from graft_server.engine.torch.scheduler import Scheduler
+from graft_server.engine.torch.sequence import BASE, Chunk, Sequence
+from graft_server.engine.torch.slots import Slots
+from graft_server.engine.torch.text import TextStream
+
+#: Seconds over which ``tokens_per_second`` is taken.
+_RATE_WINDOW = 10.0
+
+Work = Answer | Scoring
+
+
+class Events(Protocol):
+    """Where the engine reports to."""
+
+    def delta(self, request_id: str, delta: Delta) -> None: ...
+
+    def scored(self, request_id: str, result: ScoreResult) -> None: ...
+
+    def done(self, request_id: str) -> None: ...
+
+    def error(self, request_id: str, error: EngineError) -> None: ...
+
+
+class TorchEngine:
+    """A base model, the adapters in its slots and the requests in progress."""
+
+    def __init__(
+        self, base: BaseModel, config: EngineConfig, methods: Mapping[str, AdapterMethod], events: Events
+    ) -> None:
+        device = choose_device(config.device)
+        self.dtype = choose_dtype(config.dtype, device)
+        self.base = base
+        self.config = config
+        self.tokenizer = load_tokenizer(base)
+        model = load_model(base, dtype=self.dtype, device=device)
+        self.runner = ModelRunner(model, kv_cache_bytes=config.kv_cache_mib << 20)
+        self.scheduler = Scheduler(
+            self.runner.pool, max_batch_tokens=config.max_batch_tokens, max_sequences=config.max_sequences
+        )
+        self.slots = Slots(config.max_slots)
+        self.capabilities = Capabilities(
+            engine="torch",
+            methods=tuple(sorted(methods)),
+            max_rank=config.max_rank,
+            slots=config.max_slots,
+            constraints=constraints.KINDS,
+            device=str(self.runner.device),
+            dtype=self.dtype,
+        )
+        self._methods = methods
+        self._events = events
+        self._stop_tokens = stop_token_ids(self.tokenizer, model.generation_config)
+        vocabulary = int(model.config.get_text_config().vocab_size)
+        self._constraints = constraints.ConstraintCompiler(self.tokenizer, vocabulary, self._stop_tokens)
+        self._work: dict[str, Work] = {}
+        #: Requests whose adapter is not in a slot yet, in order of arrival, and adapters being read.
+        self._for_adapter: dict[int, list[Work]] = {}
+        self._load_queue: deque[AdapterSource] = deque()
+        self._load_waiters: dict[int, list[str]] = {}
+        self._reading: tuple[AdapterSource, Future[ResidentAdapter]] | None = None
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
+        self._refs: dict[int, str] = {}
+        self._leaving: set[int] = set()
+        self._generated = 0
+        self._recent: deque[tuple[float, int]] = deque()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to compute; an adapter may still be being read."""
+        return self.scheduler.idle
+
+    @property
+    def busy_loading(self) -> bool:
+        """An adapter is being read, or is to be."""
+        return self._reading is not None or bool(self._load_queue)
+
+    # Requests
+
+    def submit(self, request: GenerateRequest | ScoreRequest) -> None:
+        """Take a request; everything that comes of it, errors included, goes to the events."""
+        try:
+            if request.id in self._work:
+                raise InvalidRequestError(f"the request id {request.id!r} is in use")
+            work = self._answer(request) if isinstance(request, GenerateRequest) else self._scoring(request)
+        except EngineError as error:
+            self._events.error(request.id, error)
+            return
+        self._work[request.id] = work
+        if request.adapter is None:
+            self.scheduler.add(work.sequence)
+            return
+        self._for_adapter.setdefault(request.adapter.engine_id, []).append(work)
+        self._leaving.discard(request.adapter.engine_id)
+        self._want(request.adapter)
+        self._start_waiting()
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request, wherever it is; nothing more is reported of it."""
+        work = self._work.pop(request_id, None)
+        if work is None:
+            return
+        adapter = work.sequence.adapter
+        waiting = self._for_adapter.get(adapter, [])
+        if work in waiting:
+            waiting.remove(work)
+            if not waiting:
+                del self._for_adapter[adapter]
+            return
+        self.scheduler.finish(work.sequence)
+        self._release(adapter)
+
+    def _answer(self, request: GenerateRequest) -> Answer:
+        tokens = self._encode(request.prompt)
+        room = min(self.base.context_length, self._capacity) - len(tokens)
+        if room < 1:
+            raise self._too_long(len(tokens))
+        matcher = None if request.constraint is None else self._constraints.compile(request.constraint)
+        return Answer(
+            request=request,
+            sequence=Sequence(request.id, _adapter_id(request), tokens),
+            prompt_tokens=len(tokens),
+            max_tokens=min(request.sampling.max_tokens, room),
+            stop_tokens=self._stop_tokens,
+            tokenizer=self.tokenizer,
+            draw=Draw(request.sampling),
+            text=TextStream(self.tokenizer, request.sampling.stop),
+            matcher=matcher,
+        )
+
+    def _scoring(self, request: ScoreRequest) -> Scoring:
+        if not request.candidates:
+            raise InvalidRequestError("there are no candidates to score")
+        tokens = self._encode(request.prompt)
+        candidates = [encode_target(self.tokenizer, candidate) for candidate in request.candidates]
+        if not all(candidates):
+            raise InvalidRequestError("a candidate to score is empty")
+        work = Scoring(request, Sequence(request.id, _adapter_id(request), tokens), candidates)
+        if len(tokens) + max(map(len, candidates)) > self.base.context_length or work.longest > self._capacity:
+            raise self._too_long(len(tokens))
+        return work
+
+    def _encode(self, prompt: PromptInput) -> list[int]:
+        try:
+            tokens = encode_prompt(self.tokenizer, prompt.messages, prompt.text)
+        except Exception as error:  # a chat template is a program of the model's authors
+            raise InvalidRequestError(f"the base model's chat template refuses the messages: {error}") from error
+        if not tokens:
+            raise InvalidRequestError("the prompt is empty")
+        return tokens
+
+    @property
+    def _capacity(self) -> int:
+        pool = self.runner.pool
+        return pool.total * pool.block_size
+
+    def _too_long(self, tokens: int) -> PromptTooLongError:
+        if self._capacity < self.base.context_length:
+            return PromptTooLongError(
+                f"the prompt has {tokens} tokens and the server's KV cache holds {self._capacity}; "
+                "shorten the prompt or raise kv_cache_mib"
+            )
+        return PromptTooLongError(
+            f"the prompt has {tokens} tokens and the model's context is {self.base.context_length}, "
+            "with no room for an answer; shorten the prompt"
+        )
+
+    # Adapters
+
+    def load(self, request_id: str, source: AdapterSource) -> None:
+        """Bring a version into a slot; ``done`` or ``error`` is reported for ``request_id``."""
+        if source.engine_id in self.slots:
+            self._events.done(request_id)
+            return
+        self._load_waiters.setdefault(source.engine_id, []).append(request_id)
+        self._want(source)
+
+    def validate(self, request_id: str, source: AdapterSource) -> None:
+        """Read and check a version's files beside the steps, without a slot."""
+
+        def check() -> None:
+            try:
+                self._read(source)
+            except EngineError as error:
+                self._events.error(request_id, error)
+            else:
+                self._events.done(request_id)
+
+        self._loader.submit(check)
+
+    def unload(self, engine_id: int) -> None:
+        """Forget a version now, or as soon as nothing in flight uses it."""
+        if engine_id in self._for_adapter or self.slots.in_use(engine_id):
+            self._leaving.add(engine_id)
+        elif engine_id in self.slots:
+            self.slots.remove(engine_id)
+            self._drop(engine_id)
+
+    def _want(self, source: AdapterSource) -> None:
+        queued = any(other.engine_id == source.engine_id for other in self._load_queue)
+        reading = self._reading is not None and self._reading[0].engine_id == source.engine_id
+        if source.engine_id not in self.slots and not queued and not reading:
+            self._load_queue.append(source)
+
+    def _read(self, source: AdapterSource) -> ResidentAdapter:
+        grafts = read_grafts(source, self._methods, self.runner.model, max_rank=self.config.max_rank)
+        return make_resident(grafts, dtype=self.runner.dtype, device=self.runner.device)
+
+    def poll_adapters(self) -> None:
+        """Between steps: put an adapter that has been read into its slot, start reading the next, start requests."""
+        if self._reading is not None and self._reading[1].done():
+            source, future = self._reading
+            error = future.exception()
+            if error is None and not self.slots.room():
+                return  # it waits, read and ready, for a slot to fall idle
+            self._reading = None
+            if error is None:
+                evicted = self.slots.put(source.engine_id)
+                if evicted is not None:
+                    self._drop(evicted)
+                self.runner.mixer.add(source.engine_id, future.result())
+                self._refs[source.engine_id] = source.ref
+                for request_id in self._load_waiters.pop(source.engine_id, []):
+                    self._events.done(request_id)
+            else:
+                self._fail_load(source, error)
+        if self._reading is None and self._load_queue:
+            source = self._load_queue.popleft()
+            self._reading = (source, self._loader.submit(self._read, source))
+        self._start_waiting()
+
+    def _fail_load(self, source: AdapterSource, error: BaseException) -> None:
+        shown = error if isinstance(error, EngineError) else AdapterLoadError(f"{source.ref}: {error}")
+        for request_id in self._load_waiters.pop(source.engine_id, []):
+            self._events.error(request_id, shown)
+        for work in self._for_adapter.pop(source.engine_id, []):
+            del self._work[work.request.id]
+            self._events.error(work.request.id, shown)
+
+    def _start_waiting(self) -> None:
+        for engine_id in [i for i in self._for_adapter if i in self.slots]:
+            for work in self._for_adapter.pop(engine_id):
+                self.slots.acquire(engine_id)
+                self.scheduler.add(work.sequence)
+
+    def _release(self, engine_id: int) -> None:
+        if engine_id == BASE:
+            return
+        self.slots.release(engine_id)
+        if engine_id in self._leaving and not self.slots.in_use(engine_id):
+            self._leaving.discard(engine_id)
+            self.slots.remove(engine_id)
+            self._drop(engine_id)
+
+    def _drop(self, engine_id: int) -> None:
+        self.runner.mixer.remove(engine_id)
+        self._refs.pop(engine_id, None)
+
+    # Steps
+
+    def step(self) -> None:
+        """One forward pass over what the scheduler picks."""
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return
+        now = time.monotonic()
+        for chunk in chunks:
+            work = self._work[chunk.sequence.id]
+            if isinstance(work, Answer) and work.started is None:
+                work.started = now
+        batch, logits = self.runner.forward(chunks)
+        self.scheduler.advance(chunks)
+        answers: list[tuple[int, Answer]] = []
+        scorings: dict[str, tuple[Scoring, list[int], list[int]]] = {}
+        for row, (chunk, token_index) in enumerate(batch.wanted):
+            work = self._work[chunk.sequence.id]
+            if isinstance(work, Answer):
+                answers.append((row, work))
+            else:
+                _, rows, indices = scorings.setdefault(work.request.id, (work, [], []))
+                rows.append(row)
+                indices.append(token_index)
+        if answers:
+            self._take_tokens(answers, logits)
+        for scoring, rows, indices in scorings.values():
+            result = scoring.take(indices, logits[rows])
+            if result is not None:
+                self._finish(scoring)
+                self._events.scored(scoring.request.id, result)
+
+    def _take_tokens(self, answers: list[tuple[int, Answer]], logits: torch.Tensor) -> None:
+        rows = [row for row, _ in answers]
+        picked = logits if rows == list(range(len(logits))) else logits[rows]
+        picked = picked.float()
+        for i, (_, answer) in enumerate(answers):
+            if answer.matcher is not None:
+                answer.matcher.mask(picked[i])
+        for (_, answer), drawn in zip(answers, sample(picked, [a.draw for _, a in answers]), strict=True):
+            delta = answer.take(drawn)
+            if delta.finish_reason is not None:
+                self._finish(answer)
+            if delta.text or delta.tokens or delta.finish_reason is not None:
+                self._events.delta(answer.request.id, delta)
+        self._count(len(answers))
+
+    def _finish(self, work: Work) -> None:
+        del self._work[work.request.id]
+        self.scheduler.finish(work.sequence)
+        self._release(work.sequence.adapter)
+
+    def _count(self, tokens: int) -> None:
+        now = time.monotonic()
+        self._generated += tokens
+        self._recent.append((now, tokens))
+        while self._recent and self._recent[0][0] < now - _RATE_WINDOW:
+            self._recent.popleft()
+
+    # The rest
+
+    def embed(self, texts: Many[str]) -> list[list[float]]:
+        """Mean-pooled, L2-normalised last hidden states of the base model, ``[len(texts)][hidden]``.
+
+        Raises:
+            PromptTooLongError, InvalidRequestError: for one of the texts.
+        """
+        return [self._embed_one(text) for text in texts]
+
+    def _embed_one(self, text: str) -> list[float]:
+        tokens = self._encode(PromptInput(text=text))
+        if len(tokens) > min(self.base.context_length, self.config.max_batch_tokens):
+            raise self._too_long(len(tokens))
+        pool = self.runner.pool
+        if pool.blocks_for(len(tokens)) > pool.free:
+            raise InvalidRequestError("the KV cache is full; try again")
+        blocks = pool.allocate(pool.blocks_for(len(tokens)))
+        try:
+            hidden = self.runner.hidden([Chunk(Sequence("embed", BASE, tokens, blocks=blocks), 0, len(tokens))])
+        finally:
+            pool.release(blocks)
+        vector = torch.nn.functional.normalize(hidden.float().mean(0), dim=0)
+        return [float(value) for value in vector.tolist()]
+
+    def stats(self) -> EngineStats:
+        pool = self.runner.pool
+        since = time.monotonic() - _RATE_WINDOW
+        recent = sum(tokens for at, tokens in self._recent if at >= since)
+        waiting = len(self.scheduler.waiting) + sum(map(len, self._for_adapter.values()))
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=waiting,
+            loaded=tuple(self._refs[i] for i in self.slots.ids()),
+            slots=self.slots.total,
+            kv_blocks_used=pool.used,
+            kv_blocks_total=pool.total,
+            generated_tokens=self._generated,
+            tokens_per_second=recent / _RATE_WINDOW,
+        )
+
+    def close(self) -> None:
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+
+def _adapter_id(request: GenerateRequest | ScoreRequest) -> int:
+    return BASE if request.adapter is None else request.adapter.engine_id

@@ -1,0 +1,50 @@
+"""From token ids back to text, piece by piece, and the end of an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+@dataclass(slots=True, eq=False)
+class TextStream:
+    """Turns tokens into text that is final: bytes of a character come together, and what may still become a stop
+    string is held back."""
+
+    tokenizer: Any
+    stop: tuple[str, ...] = ()
+    stopped: bool = False
+    _stream: DecodeStream = field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
+    _held: str = ""
+    _tokens: list[int] = field(default_factory=list)
+    _decoded: int = 0
+
+    def push(self, token: int) -> str:
+        """The text that this token makes final. Sets ``stopped`` when a stop string is complete; it is not returned."""
+        self._tokens.append(token)
+        piece = self._stream.step(self.tokenizer.backend_tokenizer, token) or ""
+        self._decoded += len(piece)
+        self._held += piece
+        ends = [at for stop in self.stop if stop and (at := self._held.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            text, self._held = self._held[: min(ends)], ""
+            return text
+        keep = max((_overlap(self._held, stop) for stop in self.stop), default=0)
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+    def flush(self) -> str:
+        """What is still held back, at the end of an answer without a stop string; bytes that never became a whole
+        character are shown as the replacement character."""
+        whole = str(self.tokenizer.backend_tokenizer.decode(self._tokens, skip_special_tokens=True))
+        text, self._held = self._held + whole[self._decoded :], ""
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that begins ``stop``."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,178 @@
+"""Adapters and their versions: rows in, records out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from graft_client.schemas.adapters import EvaluationSummary
+from graft_server.registry.artefacts import ArtefactStore, Staged
+from graft_server.registry.database import next_number
+from graft_server.registry.errors import ConflictError, InvalidNameError, UnknownError
+from graft_server.registry.models import Adapter, Artefact, Version, now
+from graft_server.registry.records import AdapterRecord, Lineage, VersionRecord
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_RESERVED = frozenset({"base", "auto"})
+_LINEAGE_FIELDS = tuple(field.name for field in fields(Lineage))
+
+
+def check_name(name: str) -> None:
+    """Raises:
+    InvalidNameError: no adapter can be called so.
+    """
+    if name in _RESERVED:
+        raise InvalidNameError(f"{name!r} can't name an adapter: it means something else in a request")
+    if not _NAME.fullmatch(name):
+        raise InvalidNameError(
+            f"{name!r} can't name an adapter: use 1 to 64 lower-case letters, digits, hyphens, underscores and "
+            "dots, starting with a letter or a digit"
+        )
+
+
+def check_task(session: Session, name: str, task: str) -> None:
+    """Raises:
+    ConflictError: the adapter exists and belongs to another task.
+    """
+    adapter = session.get(Adapter, name)
+    if adapter is not None and adapter.task != task:
+        raise ConflictError(f"adapter {name!r} belongs to the task {adapter.task!r}, not to {task!r}")
+
+
+def add_version(session: Session, name: str, staged: Staged, lineage: Lineage) -> Version:
+    """Record the next version of an adapter, and the adapter with its first."""
+    adapter = session.get(Adapter, name)
+    if adapter is None:
+        adapter = Adapter(name=name, task=lineage.task, created_at=now())
+        session.add(adapter)
+    artefact = session.get(Artefact, staged.digest)
+    if artefact is None:
+        files = [[file.name, file.size, file.sha256] for file in staged.files]
+        artefact = Artefact(digest=staged.digest, size_bytes=staged.size_bytes, files=files, created_at=now())
+        session.add(artefact)
+    version = Version(
+        engine_id=next_number(session, "engine"),
+        # Counted apart from the adapter's row, so that a deleted adapter's numbers do not come back with its name.
+        number=next_number(session, f"version:{name}"),
+        owner=adapter,
+        artefact=artefact,
+        created_at=now(),
+        **_lineage_columns(lineage),
+    )
+    session.add(version)
+    session.flush()
+    return version
+
+
+def find_adapter(session: Session, name: str) -> Adapter:
+    """Raises:
+    UnknownError: there is none.
+    """
+    adapter = session.get(Adapter, name)
+    if adapter is None:
+        raise UnknownError.among("adapter", name, session.scalars(select(Adapter.name)))
+    return adapter
+
+
+def find_version(session: Session, name: str, number: int | None) -> Version:
+    """A version by number, or the latest.
+
+    Raises:
+        UnknownError: the adapter or the version does not exist.
+    """
+    adapter = find_adapter(session, name)
+    if number is None:
+        return adapter.versions[-1]
+    for version in adapter.versions:
+        if version.number == number:
+            return version
+    raise UnknownError("version", f"{name}@{number}", f"{name}@{adapter.versions[-1].number}")
+
+
+def parse_ref(ref: str) -> tuple[str, int | None]:
+    """``name`` or ``name@3`` as a name and a number.
+
+    Raises:
+        UnknownError: what stands behind ``@`` is no version number.
+    """
+    name, at, number = ref.partition("@")
+    if not at:
+        return name, None
+    if not (number.isascii() and number.isdigit()) or len(number) > 9:
+        raise UnknownError("version", ref)
+    return name, int(number)
+
+
+def list_adapters(session: Session, task: str | None) -> list[Adapter]:
+    query = select(Adapter).order_by(Adapter.name)
+    if task is not None:
+        query = query.where(Adapter.task == task)
+    return list(session.scalars(query))
+
+
+def latest_for_task(session: Session, task: str) -> Version | None:
+    query = select(Version).where(Version.task == task).order_by(Version.engine_id.desc()).limit(1)
+    return session.scalar(query)
+
+
+def remove_version(session: Session, version: Version) -> list[str]:
+    """Delete a version, and its adapter with the last one. Returns digests that nothing refers to any more."""
+    adapter = version.owner
+    adapter.versions.remove(version)
+    if not adapter.versions:
+        session.delete(adapter)
+    return _drop_unreferenced(session, [version.digest])
+
+
+def remove_adapter(session: Session, adapter: Adapter) -> list[str]:
+    """Delete an adapter with its versions. Returns digests that nothing refers to any more."""
+    digests = [version.digest for version in adapter.versions]
+    session.delete(adapter)
+    return _drop_unreferenced(session, digests)
+
+
+def _drop_unreferenced(session: Session, digests: list[str]) -> list[str]:
+    session.flush()
+    free = []
+    for digest in dict.fromkeys(digests):
+        if not session.scalar(select(func.count()).where(Version.digest == digest)):
+            session.delete(session.get_one(Artefact, digest))
+            free.append(digest)
+    session.flush()
+    return free
+
+
+def version_record(version: Version, store: ArtefactStore) -> VersionRecord:
+    columns: dict[str, Any] = {name: getattr(version, name) for name in _LINEAGE_FIELDS}
+    if version.evaluation is not None:
+        columns["evaluation"] = EvaluationSummary.model_validate(version.evaluation)
+    return VersionRecord(
+        adapter=version.adapter,
+        version=version.number,
+        engine_id=version.engine_id,
+        digest=version.digest,
+        path=store.artefact_path(version.digest),
+        size_bytes=version.artefact.size_bytes,
+        created_at=version.created_at,
+        lineage=Lineage(**columns),
+    )
+
+
+def adapter_record(adapter: Adapter, store: ArtefactStore) -> AdapterRecord:
+    return AdapterRecord(
+        name=adapter.name,
+        task=adapter.task,
+        created_at=adapter.created_at,
+        versions=tuple(version_record(version, store) for version in adapter.versions),
+    )
+
+
+def _lineage_columns(lineage: Lineage) -> dict[str, Any]:
+    columns = {name: getattr(lineage, name) for name in _LINEAGE_FIELDS}
+    if lineage.evaluation is not None:
+        columns["evaluation"] = lineage.evaluation.model_dump(mode="json")
+    return columns

@@ -1,0 +1,121 @@
+"""Connections, transactions and migrations of the registry's database."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from graft_server.registry.errors import NewerDatabaseError, StorageFullError
+from graft_server.registry.models import Counter
+
+_BUSY_TIMEOUT_MS = 30_000
+_WRITES = "graft_writes"
+
+
+class Database:
+    """One database, by SQLAlchemy URL. Threads may share it; processes each open their own."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            _configure_sqlite(self._engine)
+        self._writing_engine = self._engine.execution_options(**{_WRITES: True})
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A consistent view of the database."""
+        with self._reported_errors(), Session(self._engine) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction, committed when the block ends and undone when it raises.
+
+        Raises:
+            StorageFullError: the disk is full; nothing was changed.
+        """
+        with self._reported_errors(), Session(self._writing_engine) as session, session.begin():
+            yield session
+
+    @property
+    def name(self) -> str:
+        """The database for a message, without its password."""
+        return self._engine.url.render_as_string(hide_password=True)
+
+    def is_new(self) -> bool:
+        """Whether no migration has run yet."""
+        with self._reported_errors(), self._engine.connect() as connection:
+            return not MigrationContext.configure(connection).get_current_heads()
+
+    def migrate(self) -> None:
+        """Bring the schema to this release's newest revision, in one transaction.
+
+        Raises:
+            NewerDatabaseError: the database has a revision that this release does not know.
+        """
+        config = Config()
+        # A configuration file's interpolation would read a percent sign in the path.
+        config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+        scripts = ScriptDirectory.from_config(config)
+        known = {script.revision for script in scripts.walk_revisions()}
+        with self._reported_errors(), self._writing_engine.begin() as connection:
+            found = MigrationContext.configure(connection).get_current_heads()
+            for revision in found:
+                if revision not in known:
+                    raise NewerDatabaseError(revision, str(scripts.get_current_head()))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _reported_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise StorageFullError(self.name) from error
+            raise
+
+
+def next_number(session: Session, name: str) -> int:
+    """The next number of a counter, from 1. Numbers of a transaction that is undone may come again."""
+    counter = session.get(Counter, name, with_for_update=True)
+    if counter is None:
+        counter = Counter(name=name, last=0)
+        session.add(counter)
+    counter.last += 1
+    return counter.last
+
+
+def _configure_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: sqlite3.Connection, _: Any) -> None:
+        # The driver must not begin transactions by itself: whether one takes the write lock at once is decided
+        # below. A reader that turns writer halfway would fail instead of waiting.
+        connection.isolation_level = None
+        for pragma in (
+            f"busy_timeout = {_BUSY_TIMEOUT_MS}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,101 @@
+"""Datasets: rows in, records out. A dataset's id is derived from its task and its files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from graft_client.schemas.jobs import JobState
+from graft_server.registry.artefacts import ArtefactStore, StoredFile
+from graft_server.registry.database import next_number
+from graft_server.registry.errors import ConflictError, UnknownError
+from graft_server.registry.models import Dataset, Job, now
+from graft_server.registry.records import DatasetRecord
+
+_UNFINISHED = tuple(state.value for state in JobState if not state.finished)
+
+
+def dataset_id(task: str, files: Sequence[StoredFile]) -> str:
+    """The id of these files, in this order, read as examples of ``task``."""
+    content = "".join(f"{file.name}\n{file.sha256}\n" for file in files)
+    return hashlib.sha256(f"{task}\n{content}".encode()).hexdigest()[:24]
+
+
+def in_order(files: Sequence[StoredFile], names: Sequence[str]) -> list[StoredFile]:
+    """Files in the order of ``names``; those it does not name follow. Some formats depend on the order."""
+    places = {name: place for place, name in enumerate(names)}
+    return sorted(files, key=lambda file: (places.get(file.name, len(places)), file.name))
+
+
+def add(
+    session: Session,
+    files: Sequence[StoredFile],
+    *,
+    task: str,
+    format: str,  # noqa: A002
+    rows: int,
+    bad_rows: int,
+) -> Dataset:
+    """Record a dataset, or find it where the same files are there for the same task."""
+    identity = dataset_id(task, files)
+    dataset = session.get(Dataset, identity)
+    if dataset is None:
+        dataset = Dataset(
+            id=identity,
+            number=next_number(session, "dataset"),
+            task=task,
+            format=format,
+            rows=rows,
+            bad_rows=bad_rows,
+            files=[[file.name, file.size, file.sha256] for file in files],
+            created_at=now(),
+        )
+        session.add(dataset)
+        session.flush()
+    return dataset
+
+
+def find(session: Session, identity: str) -> Dataset:
+    """Raises:
+    UnknownError: there is none.
+    """
+    dataset = session.get(Dataset, identity)
+    if dataset is None:
+        raise UnknownError.among("dataset", identity, session.scalars(select(Dataset.id)))
+    return dataset
+
+
+def list_all(session: Session, task: str | None) -> list[Dataset]:
+    """The newest first."""
+    query = select(Dataset).order_by(Dataset.number.desc())
+    if task is not None:
+        query = query.where(Dataset.task == task)
+    return list(session.scalars(query))
+
+
+def remove(session: Session, identity: str) -> None:
+    """Raises:
+    UnknownError: there is none.
+    ConflictError: a job that is not finished uses it.
+    """
+    dataset = find(session, identity)
+    user = session.scalar(select(Job.id).where(Job.dataset == identity, Job.state.in_(_UNFINISHED)).limit(1))
+    if user is not None:
+        raise ConflictError(f"dataset {identity!r} is in use by job {user!r}, which is not finished")
+    session.delete(dataset)
+
+
+def record(dataset: Dataset, store: ArtefactStore) -> DatasetRecord:
+    return DatasetRecord(
+        id=dataset.id,
+        task=dataset.task,
+        format=dataset.format,
+        rows=dataset.rows,
+        bad_rows=dataset.bad_rows,
+        files=tuple((name, size, sha256) for name, size, sha256 in dataset.files),
+        path=store.datasets / dataset.id,
+        created_at=dataset.created_at,
+    )

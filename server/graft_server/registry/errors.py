@@ -1,0 +1,75 @@
+"""What can go wrong in the registry. Every text is one sentence that can be shown as it is."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class RegistryError(Exception):
+    """Base of the registry's errors."""
+
+
+class UnknownError(RegistryError):
+    """Nothing of that kind has that name. ``nearest`` is the closest name that exists."""
+
+    def __init__(self, kind: str, name: str, nearest: str | None = None) -> None:
+        hint = f"; did you mean {nearest!r}?" if nearest else ""
+        super().__init__(f"no {kind} {name!r}{hint}")
+        self.kind = kind
+        self.name = name
+        self.nearest = nearest
+
+    @classmethod
+    def among(cls, kind: str, name: str, names: Iterable[str]) -> UnknownError:
+        """The error with the nearest of ``names``."""
+        return cls(kind, name, next(iter(get_close_matches(name, list(names), n=1)), None))
+
+
+class ConflictError(RegistryError):
+    """The registry's state does not allow it."""
+
+
+class InvalidNameError(RegistryError):
+    """An adapter can't have this name."""
+
+
+class NewerDatabaseError(RegistryError):
+    """The database was written by a newer release."""
+
+    def __init__(self, found: str, known: str) -> None:
+        super().__init__(
+            f"the registry's database is at revision {found}, which this release does not know (its newest is "
+            f"{known}): upgrade graftwork, or use another data folder"
+        )
+        self.found = found
+        self.known = known
+
+
+class StorageFullError(RegistryError):
+    """No space is left, or a quota is used up. Nothing was changed."""
+
+    def __init__(self, place: Path | str) -> None:
+        super().__init__(f"no space is left on the disk of {place}: free some and try again")
+
+
+class RefusedArtefactError(RegistryError):
+    """A folder holds something that is never stored: a link, a device, a pickle, or nothing at all."""
+
+
+class CorruptArtefactError(RegistryError):
+    """Stored files are not what was stored."""
+
+
+@contextmanager
+def storage_errors(place: Path) -> Iterator[None]:
+    """Turn a full disk into a ``StorageFullError``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError(place) from error
+        raise

@@ -1,0 +1,234 @@
+"""Training jobs: their states, the queue and their events. Rows in, records out."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Literal, cast
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
+from graft_server.registry import adapters, datasets
+from graft_server.registry.artefacts import ArtefactStore
+from graft_server.registry.database import next_number
+from graft_server.registry.errors import ConflictError, UnknownError
+from graft_server.registry.models import Event, Job, now
+from graft_server.registry.records import JobRecord
+
+EventKind = Literal["state", "metrics", "checkpoint", "log"]
+
+_WORKING = (JobState.running, JobState.evaluating)
+#: What ``update_job`` may do. ``succeeded`` comes with a published version only, and a finished job is queued
+#: again by ``resume_job`` only.
+_MOVES = {
+    JobState.queued: {JobState.running, JobState.failed, JobState.cancelled},
+    JobState.running: {JobState.evaluating, JobState.queued, JobState.failed, JobState.cancelled},
+    JobState.evaluating: {JobState.queued, JobState.failed, JobState.cancelled},
+}
+
+
+def create(session: Session, *, task: str, adapter: str, dataset: str, method: str, options: dict[str, Any]) -> Job:
+    """Queue a job.
+
+    Raises:
+        InvalidNameError: no adapter can be called so.
+        UnknownError: the dataset does not exist.
+        ConflictError: the dataset or the adapter belongs to another task.
+    """
+    adapters.check_name(adapter)
+    adapters.check_task(session, adapter, task)
+    examples = datasets.find(session, dataset)
+    if examples.task != task:
+        raise ConflictError(f"dataset {dataset!r} belongs to the task {examples.task!r}, not to {task!r}")
+    job = Job(
+        id=secrets.token_hex(6),
+        number=next_number(session, "job"),
+        queue_number=next_number(session, "queue"),
+        state=JobState.queued.value,
+        task=task,
+        adapter=adapter,
+        dataset=dataset,
+        method=method,
+        options=options,
+        progress=JobProgress().model_dump(mode="json"),
+        attempts=0,
+        cancel_requested=False,
+        created_at=now(),
+        last_event=0,
+    )
+    session.add(job)
+    session.flush()
+    append_event(session, job, "state", {"state": job.state})
+    return job
+
+
+def find(session: Session, identity: str, *, lock: bool = False) -> Job:
+    """A job; with ``lock`` nobody else changes it before this transaction ends.
+
+    Raises:
+        UnknownError: there is none.
+    """
+    job = session.get(Job, identity, with_for_update=lock)
+    if job is None:
+        raise UnknownError.among("job", identity, session.scalars(select(Job.id)))
+    return job
+
+
+def list_all(session: Session, state: JobState | None, limit: int) -> list[Job]:
+    """The newest first."""
+    query = select(Job).order_by(Job.number.desc()).limit(limit)
+    if state is not None:
+        query = query.where(Job.state == state.value)
+    return list(session.scalars(query))
+
+
+def claim(session: Session) -> Job | None:
+    """Start the job that has waited longest."""
+    query = select(Job).where(Job.state == JobState.queued.value).order_by(Job.queue_number).limit(1)
+    job = session.scalar(query.with_for_update(skip_locked=True))
+    if job is not None:
+        job.attempts += 1
+        move(session, job, JobState.running)
+    return job
+
+
+def move(session: Session, job: Job, state: JobState, **details: Any) -> None:
+    """Set a job's state with its times, and append the event; ``details`` go into the event."""
+    job.state = state.value
+    job.finished_at = now() if state.finished else None
+    if state is JobState.running and job.started_at is None:
+        job.started_at = now()
+    if state is JobState.queued:
+        job.error = None
+        job.cancel_requested = False
+    append_event(session, job, "state", {"state": state.value, **details})
+
+
+def update(
+    session: Session,
+    job: Job,
+    *,
+    state: JobState | None = None,
+    progress: JobProgress | None = None,
+    error: str | None = None,
+    options: dict[str, Any] | None = None,
+    train_seconds: float | None = None,
+    train_tokens: int | None = None,
+) -> None:
+    """Change what is given. Naming the state that the job has changes nothing and adds no event.
+
+    Raises:
+        ConflictError: the job can't go to that state.
+    """
+    current = JobState(job.state)
+    if progress is not None:
+        job.progress = progress.model_dump(mode="json")
+    if options is not None:
+        job.options = options
+    if train_seconds is not None:
+        job.train_seconds = train_seconds
+    if train_tokens is not None:
+        job.train_tokens = train_tokens
+    if state is not None and state is not current:
+        if state not in _MOVES.get(current, ()):
+            raise ConflictError(f"job {job.id!r} is {current} and can't become {state}")
+        move(session, job, state, **({"error": error} if error is not None else {}))
+    if error is not None:
+        job.error = error
+
+
+def succeed(session: Session, job: Job, version: str) -> None:
+    """Mark a job as succeeded with the version that it published.
+
+    Raises:
+        ConflictError: the job is not at work.
+    """
+    if JobState(job.state) not in _WORKING:
+        raise ConflictError(f"job {job.id!r} is {job.state} and can't publish {version}")
+    job.version = version
+    job.error = None
+    move(session, job, JobState.succeeded, version=version)
+
+
+def request_cancel(session: Session, job: Job) -> None:
+    """Raises:
+    ConflictError: the job has succeeded or failed.
+    """
+    state = JobState(job.state)
+    if state is JobState.queued:
+        move(session, job, JobState.cancelled)
+    elif not state.finished:
+        job.cancel_requested = True
+    elif state is not JobState.cancelled:
+        raise ConflictError(f"job {job.id!r} has {state} and can't be cancelled")
+
+
+def resume(session: Session, job: Job) -> None:
+    """Queue a failed or cancelled job again, behind those that wait.
+
+    Raises:
+        ConflictError: the job is not failed or cancelled.
+        UnknownError: its dataset was deleted.
+    """
+    if JobState(job.state) not in (JobState.failed, JobState.cancelled):
+        raise ConflictError(f"job {job.id!r} is {job.state}: only a failed or cancelled job can be resumed")
+    datasets.find(session, job.dataset)
+    job.queue_number = next_number(session, "queue")
+    move(session, job, JobState.queued, reason="resumed")
+
+
+def recover(session: Session) -> list[Job]:
+    """Queue the jobs whose server died; those that were to be cancelled are cancelled now."""
+    states = [state.value for state in _WORKING]
+    dead = list(session.scalars(select(Job).where(Job.state.in_(states)).order_by(Job.queue_number)))
+    for job in dead:
+        target = JobState.cancelled if job.cancel_requested else JobState.queued
+        move(session, job, target, reason="the server that ran it ended")
+    return dead
+
+
+def append_event(session: Session, job: Job, kind: EventKind, data: dict[str, Any]) -> Event:
+    job.last_event += 1
+    event = Event(job=job.id, seq=job.last_event, time=now(), kind=kind, data=data)
+    session.add(event)
+    session.flush()
+    return event
+
+
+def events(session: Session, job: Job, after: int, limit: int) -> list[Event]:
+    query = select(Event).where(Event.job == job.id, Event.seq > after).order_by(Event.seq).limit(limit)
+    return list(session.scalars(query))
+
+
+def count_by_state(session: Session) -> dict[str, int]:
+    """Every state, also those that no job is in."""
+    counted = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
+    return {state.value: counted.get(state.value, 0) for state in JobState}
+
+
+def record(job: Job, store: ArtefactStore) -> JobRecord:
+    return JobRecord(
+        id=job.id,
+        state=JobState(job.state),
+        task=job.task,
+        adapter=job.adapter,
+        dataset=job.dataset,
+        method=job.method,
+        options=job.options,
+        progress=JobProgress.model_validate(job.progress),
+        folder=store.jobs / job.id,
+        version=job.version,
+        error=job.error,
+        attempts=job.attempts,
+        cancel_requested=job.cancel_requested,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        train_seconds=job.train_seconds,
+        train_tokens=job.train_tokens,
+    )
+
+
+def event_record(event: Event) -> JobEvent:
+    return JobEvent(seq=event.seq, time=event.time, kind=cast("EventKind", event.kind), data=event.data)

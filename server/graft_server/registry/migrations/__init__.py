@@ -1,0 +1,1 @@
+"""The database's history. A new revision is a module in ``versions`` that names its predecessor."""

@@ -1,0 +1,161 @@
+"""The registry's tables. Only this package sees them; everyone else gets the records."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, String, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment, stored without a zone and always in UTC, which SQLite would otherwise forget."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class Table(DeclarativeBase):
+    """Base of the tables; says how Python types are stored."""
+
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own class attribute
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+    }
+
+
+class Counter(Table):
+    """A number that only grows, so that what it numbered is never numbered again, also after a delete."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(String(96), primary_key=True)
+    last: Mapped[int] = mapped_column(BigInteger)
+
+
+class Artefact(Table):
+    """A stored folder. Several versions with the same content share it."""
+
+    __tablename__ = "artefacts"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    files: Mapped[list[Any]]
+    created_at: Mapped[datetime]
+
+
+class Adapter(Table):
+    __tablename__ = "adapters"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    task: Mapped[str] = mapped_column(String(64), index=True)
+    created_at: Mapped[datetime]
+    versions: Mapped[list[Version]] = relationship(
+        back_populates="owner", order_by="Version.number", cascade="all, delete-orphan"
+    )
+
+
+class Version(Table):
+    """An immutable adapter version. ``dataset`` and ``job`` are lineage: they outlive what they name.
+
+    ``engine_id`` grows with each publication, so it also tells which version is the newer one.
+    """
+
+    __tablename__ = "versions"
+    __table_args__ = (UniqueConstraint("adapter", "number"),)
+
+    engine_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    adapter: Mapped[str] = mapped_column(ForeignKey("adapters.name"))
+    number: Mapped[int]
+    digest: Mapped[str] = mapped_column(ForeignKey("artefacts.digest"), index=True)
+    created_at: Mapped[datetime]
+    task: Mapped[str] = mapped_column(String(64), index=True)
+    method: Mapped[str] = mapped_column(String(64))
+    rank: Mapped[int]
+    base_model: Mapped[str] = mapped_column(Text)
+    base_fingerprint: Mapped[str] = mapped_column(String(64))
+    plugin: Mapped[str | None] = mapped_column(Text)
+    plugin_version: Mapped[str | None] = mapped_column(Text)
+    dataset: Mapped[str | None] = mapped_column(String(64))
+    job: Mapped[str | None] = mapped_column(String(64))
+    seed: Mapped[int | None] = mapped_column(BigInteger)
+    options: Mapped[dict[str, Any]]
+    train_rows: Mapped[int | None] = mapped_column(BigInteger)
+    train_seconds: Mapped[float | None]
+    train_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    evaluation: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+    owner: Mapped[Adapter] = relationship(back_populates="versions")
+    artefact: Mapped[Artefact] = relationship()
+
+
+class Dataset(Table):
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, unique=True)
+    task: Mapped[str] = mapped_column(String(64), index=True)
+    format: Mapped[str] = mapped_column(String(64))
+    rows: Mapped[int] = mapped_column(BigInteger)
+    bad_rows: Mapped[int] = mapped_column(BigInteger)
+    files: Mapped[list[Any]]
+    created_at: Mapped[datetime]
+
+
+class Job(Table):
+    """A training run. ``number`` orders jobs by creation, ``queue_number`` those that wait."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, unique=True)
+    queue_number: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    task: Mapped[str] = mapped_column(String(64))
+    adapter: Mapped[str] = mapped_column(String(64))
+    dataset: Mapped[str] = mapped_column(String(64), index=True)
+    method: Mapped[str] = mapped_column(String(64))
+    options: Mapped[dict[str, Any]]
+    progress: Mapped[dict[str, Any]]
+    version: Mapped[str | None] = mapped_column(String(96))
+    error: Mapped[str | None] = mapped_column(Text)
+    attempts: Mapped[int]
+    cancel_requested: Mapped[bool]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    train_seconds: Mapped[float | None]
+    train_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    last_event: Mapped[int]
+
+
+class Event(Table):
+    """One entry of a job's history; ``seq`` counts from 1 within the job."""
+
+    __tablename__ = "job_events"
+
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    time: Mapped[datetime]
+    kind: Mapped[str] = mapped_column(String(16))
+    data: Mapped[dict[str, Any]]
+
+
+class Setting(Table):
+    __tablename__ = "settings"
+
+    key: Mapped[str] = mapped_column(String(128), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
+def now() -> datetime:
+    """The present moment in UTC."""
+    return datetime.now(UTC)

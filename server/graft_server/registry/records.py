@@ -1,0 +1,101 @@
+"""What the registry keeps, as immutable records: the rest of the server never sees an ORM object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from graft_client.schemas.adapters import EvaluationSummary
+from graft_client.schemas.jobs import JobProgress, JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a version came from."""
+
+    task: str
+    method: str
+    base_model: str
+    base_fingerprint: str
+    rank: int = 0
+    plugin: str | None = None
+    plugin_version: str | None = None
+    dataset: str | None = None
+    job: str | None = None
+    seed: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    train_rows: int | None = None
+    train_seconds: float | None = None
+    train_tokens: int | None = None
+    evaluation: EvaluationSummary | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """An immutable adapter version. ``path`` is the folder of its files; ``engine_id`` is never reused."""
+
+    adapter: str
+    version: int
+    engine_id: int
+    digest: str
+    path: Path
+    size_bytes: int
+    created_at: datetime
+    lineage: Lineage
+
+    @property
+    def ref(self) -> str:
+        return f"{self.adapter}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    name: str
+    task: str
+    created_at: datetime
+    versions: tuple[VersionRecord, ...]
+
+    @property
+    def latest(self) -> VersionRecord:
+        return self.versions[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRecord:
+    """``path`` is the folder that holds ``files`` under their own names."""
+
+    id: str
+    task: str
+    format: str
+    rows: int
+    bad_rows: int
+    files: tuple[tuple[str, int, str], ...]
+    """Name, size in bytes, sha256."""
+    path: Path
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One training run. ``folder`` holds its specification, checkpoints and result."""
+
+    id: str
+    state: JobState
+    task: str
+    adapter: str
+    dataset: str
+    method: str
+    options: dict[str, Any]
+    progress: JobProgress
+    folder: Path
+    version: str | None
+    error: str | None
+    attempts: int
+    cancel_requested: bool
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    train_seconds: float | None
+    train_tokens: int | None

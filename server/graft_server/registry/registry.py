@@ -1,0 +1,414 @@
+"""The registry: adapters, versions, datasets and jobs, with the files that belong to them.
+
+The one way in for the rest of the server. Every method is one transaction; threads and processes may call at the
+same time. Only records and paths leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
+from graft_server.registry import adapters, datasets, jobs
+from graft_server.registry.artefacts import ArtefactStore
+from graft_server.registry.database import Database
+from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
+from graft_server.registry.jobs import EventKind
+from graft_server.registry.models import Adapter, Artefact, Dataset, Job, Setting, Version
+from graft_server.registry.records import AdapterRecord, DatasetRecord, JobRecord, Lineage, VersionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryCounts:
+    """How much there is of each thing; ``jobs`` by state."""
+
+    adapters: int
+    versions: int
+    datasets: int
+    jobs: dict[str, int]
+
+
+class Registry:
+    """See the module. Get one from ``Registry.open``."""
+
+    def __init__(self, database: Database, store: ArtefactStore) -> None:
+        self._database = database
+        self._store = store
+
+    @classmethod
+    def open(cls, data_dir: Path, url: str | None = None) -> Registry:
+        """Open the registry in ``data_dir``: create it, migrate it, and remove what a killed process left.
+
+        ``url`` is the database's SQLAlchemy URL; without one it is an SQLite file in the folder.
+
+        Raises:
+            NewerDatabaseError: a newer release wrote the database.
+            ConflictError: the folder holds files, but the database is new.
+            StorageFullError: no space is left.
+        """
+        store = ArtefactStore(data_dir.expanduser().resolve())
+        store.create()
+        database = Database(url or f"sqlite:///{store.root / 'registry.db'}")
+        registry = cls(database, store)
+        try:
+            with store.lock():
+                # A new database beside old files knows none of them, and would have them all collected.
+                if store.holds_anything() and database.is_new():
+                    raise ConflictError(
+                        f"{store.root} holds the files of another database than {database.name}: restore that "
+                        "database, or use another data folder"
+                    )
+                database.migrate()
+            registry.collect_garbage()
+        except BaseException:
+            database.close()
+            raise
+        return registry
+
+    def close(self) -> None:
+        """Close the connections. The registry can't be used afterwards."""
+        self._database.close()
+
+    # Adapters and versions
+
+    def publish(
+        self,
+        name: str,
+        folder: Path,
+        lineage: Lineage,
+        *,
+        job_id: str | None = None,
+        job_update: dict[str, Any] | None = None,
+    ) -> VersionRecord:
+        """Store a copy of ``folder`` as the next version of an adapter.
+
+        With ``job_id``, the job succeeds with this version in the same transaction, and ``job_update`` holds
+        further arguments of ``update_job``. A job publishes once: a second call returns its version.
+
+        Raises:
+            InvalidNameError: no adapter can be called so.
+            UnknownError: there is no such job.
+            ConflictError: the adapter belongs to another task, the job is not at work, or what it published
+                was deleted.
+            RefusedArtefactError: the folder holds what is not stored.
+            StorageFullError: no space is left; nothing was changed.
+        """
+        adapters.check_name(name)
+        if job_id is not None:
+            lineage = replace(lineage, job=job_id)
+            with self._database.read() as session:
+                if published := self._published_by(session, job_id):
+                    return published
+        with (
+            self._store.stage(folder) as staged,
+            self._store.placing(staged) as place,
+            self._database.write() as session,
+        ):
+            # Asked again: another process may have published for this job in the meantime.
+            if job_id is not None and (published := self._published_by(session, job_id)):
+                return published
+            adapters.check_task(session, name, lineage.task)
+            version = adapters.add_version(session, name, staged, lineage)
+            if job_id is not None:
+                job = jobs.find(session, job_id, lock=True)
+                jobs.update(session, job, **(job_update or {}))
+                jobs.succeed(session, job, f"{name}@{version.number}")
+            place(self._store.artefact_path(staged.digest))
+            return adapters.version_record(version, self._store)
+
+    def _published_by(self, session: Session, job_id: str) -> VersionRecord | None:
+        job = jobs.find(session, job_id)
+        if job.version is None:
+            return None
+        try:
+            version = adapters.find_version(session, *adapters.parse_ref(job.version))
+        except UnknownError:
+            raise ConflictError(f"job {job_id!r} has published {job.version}, which was deleted") from None
+        return adapters.version_record(version, self._store)
+
+    def adapter(self, name: str) -> AdapterRecord:
+        """Raises:
+        UnknownError: there is none, with the nearest name.
+        """
+        with self._database.read() as session:
+            return adapters.adapter_record(adapters.find_adapter(session, name), self._store)
+
+    def adapters(self, task: str | None = None) -> list[AdapterRecord]:
+        """Every adapter, or those of one task, by name."""
+        with self._database.read() as session:
+            return [adapters.adapter_record(row, self._store) for row in adapters.list_adapters(session, task)]
+
+    def version(self, name: str, number: int | None = None) -> VersionRecord:
+        """A version of an adapter, the latest without a number.
+
+        Raises:
+            UnknownError: there is none.
+        """
+        with self._database.read() as session:
+            return adapters.version_record(adapters.find_version(session, name, number), self._store)
+
+    def resolve(self, ref: str) -> VersionRecord:
+        """The version that ``name`` (the latest) or ``name@3`` stands for.
+
+        Raises:
+            UnknownError: there is none.
+        """
+        return self.version(*adapters.parse_ref(ref))
+
+    def latest_for_task(self, task: str) -> VersionRecord | None:
+        """The version of a task that was published last."""
+        with self._database.read() as session:
+            version = adapters.latest_for_task(session, task)
+            return None if version is None else adapters.version_record(version, self._store)
+
+    def verify(self, version: VersionRecord) -> None:
+        """Read a version's files again and compare them with what was published.
+
+        Raises:
+            CorruptArtefactError: they differ, or are gone.
+        """
+        self._store.verify(version.digest)
+
+    def delete_adapter(self, name: str) -> None:
+        """Delete an adapter with its versions and their files.
+
+        Raises:
+            UnknownError: there is none.
+        """
+        with self._store.lock():
+            with self._database.write() as session:
+                free = adapters.remove_adapter(session, adapters.find_adapter(session, name))
+            self._remove_artefacts(free)
+
+    def delete_version(self, name: str, number: int) -> None:
+        """Delete a version with its files, and the adapter with its last version. The number is not used again.
+
+        Raises:
+            UnknownError: there is none.
+        """
+        with self._store.lock():
+            with self._database.write() as session:
+                free = adapters.remove_version(session, adapters.find_version(session, name, number))
+            self._remove_artefacts(free)
+
+    def _remove_artefacts(self, digests: list[str]) -> None:
+        for digest in digests:
+            self._store.remove(self._store.artefact_path(digest))
+
+    # Datasets
+
+    def add_dataset(
+        self,
+        *,
+        task: str,
+        format: str,  # noqa: A002
+        rows: int,
+        bad_rows: int,
+        folder: Path,
+        order: Sequence[str] = (),
+    ) -> DatasetRecord:
+        """Store a copy of ``folder`` as a dataset. The same files for the same task are the same dataset.
+
+        ``order`` names the files in the order in which they are read; without it they are read by name.
+
+        Raises:
+            RefusedArtefactError: the folder is empty or holds links or special files.
+            StorageFullError: no space is left; nothing was changed.
+        """
+        with (
+            self._store.stage(folder, allow_pickles=True) as staged,
+            self._store.placing(staged) as place,
+            self._database.write() as session,
+        ):
+            files = datasets.in_order(staged.files, order)
+            row = datasets.add(session, files, task=task, format=format, rows=rows, bad_rows=bad_rows)
+            dataset = datasets.record(row, self._store)
+            place(dataset.path)
+            return dataset
+
+    def dataset(self, id: str) -> DatasetRecord:  # noqa: A002
+        """Raises:
+        UnknownError: there is none.
+        """
+        with self._database.read() as session:
+            return datasets.record(datasets.find(session, id), self._store)
+
+    def datasets(self, task: str | None = None) -> list[DatasetRecord]:
+        """Every dataset, or those of one task, the newest first."""
+        with self._database.read() as session:
+            return [datasets.record(row, self._store) for row in datasets.list_all(session, task)]
+
+    def delete_dataset(self, id: str) -> None:  # noqa: A002
+        """Delete a dataset and its files.
+
+        Raises:
+            UnknownError: there is none.
+            ConflictError: a job that is not finished uses it.
+        """
+        with self._store.lock():
+            with self._database.write() as session:
+                datasets.remove(session, id)
+            self._store.remove(self._store.datasets / id)
+
+    # Jobs
+
+    def create_job(self, *, task: str, adapter: str, dataset: str, method: str, options: dict[str, Any]) -> JobRecord:
+        """Queue a job and make its folder.
+
+        Raises:
+            InvalidNameError: no adapter can be called so.
+            UnknownError: the dataset does not exist.
+            ConflictError: the dataset or the adapter belongs to another task.
+        """
+        with self._store.lock(), self._database.write() as session:
+            row = jobs.create(session, task=task, adapter=adapter, dataset=dataset, method=method, options=options)
+            job = jobs.record(row, self._store)
+            with storage_errors(self._store.root):
+                job.folder.mkdir()
+            return job
+
+    def job(self, id: str) -> JobRecord:  # noqa: A002
+        """Raises:
+        UnknownError: there is none.
+        """
+        with self._database.read() as session:
+            return jobs.record(jobs.find(session, id), self._store)
+
+    def jobs(self, state: JobState | None = None, limit: int = 100) -> list[JobRecord]:
+        """The newest jobs first."""
+        with self._database.read() as session:
+            return [jobs.record(row, self._store) for row in jobs.list_all(session, state, limit)]
+
+    def claim_job(self) -> JobRecord | None:
+        """Set the job that has waited longest to running, for the caller alone."""
+        with self._database.write() as session:
+            row = jobs.claim(session)
+            return None if row is None else jobs.record(row, self._store)
+
+    def update_job(
+        self,
+        id: str,  # noqa: A002
+        *,
+        state: JobState | None = None,
+        progress: JobProgress | None = None,
+        error: str | None = None,
+        options: dict[str, Any] | None = None,
+        train_seconds: float | None = None,
+        train_tokens: int | None = None,
+    ) -> JobRecord:
+        """Change what is given, and append an event where the state changes.
+
+        ``error`` is kept until it is replaced, or until the job is queued again. A job succeeds through ``publish``
+        and a finished one is queued again through ``resume_job``; neither can be set here.
+
+        Raises:
+            UnknownError: there is none.
+            ConflictError: the job can't go to that state.
+        """
+        with self._job(id) as (session, row):
+            jobs.update(
+                session,
+                row,
+                state=state,
+                progress=progress,
+                error=error,
+                options=options,
+                train_seconds=train_seconds,
+                train_tokens=train_tokens,
+            )
+            return jobs.record(row, self._store)
+
+    def request_cancel(self, id: str) -> JobRecord:  # noqa: A002
+        """Cancel a queued job at once; ask one at work to stop, through ``cancel_requested``.
+
+        Raises:
+            UnknownError: there is none.
+            ConflictError: the job has succeeded or failed.
+        """
+        with self._job(id) as (session, row):
+            jobs.request_cancel(session, row)
+            return jobs.record(row, self._store)
+
+    def resume_job(self, id: str) -> JobRecord:  # noqa: A002
+        """Queue a failed or cancelled job again; its folder, with its checkpoints, is kept.
+
+        Raises:
+            UnknownError: there is none, or its dataset was deleted.
+            ConflictError: the job is not failed or cancelled.
+        """
+        with self._job(id) as (session, row):
+            jobs.resume(session, row)
+            return jobs.record(row, self._store)
+
+    def recover_jobs(self) -> list[JobRecord]:
+        """Queue again the jobs that were at work when their server died. Call it before any worker starts."""
+        with self._database.write() as session:
+            return [jobs.record(row, self._store) for row in jobs.recover(session)]
+
+    def add_event(self, job_id: str, kind: EventKind, data: dict[str, Any]) -> JobEvent:
+        """Append to a job's history.
+
+        Raises:
+            UnknownError: there is no such job.
+        """
+        with self._job(job_id) as (session, row):
+            return jobs.event_record(jobs.append_event(session, row, kind, data))
+
+    def events(self, job_id: str, after: int = 0, limit: int = 1000) -> list[JobEvent]:
+        """A job's history behind the entry ``after``.
+
+        Raises:
+            UnknownError: there is no such job.
+        """
+        with self._database.read() as session:
+            rows = jobs.events(session, jobs.find(session, job_id), after, limit)
+            return [jobs.event_record(row) for row in rows]
+
+    @contextmanager
+    def _job(self, identity: str) -> Iterator[tuple[Session, Job]]:
+        with self._database.write() as session:
+            yield session, jobs.find(session, identity, lock=True)
+
+    # Everything else
+
+    def counts(self) -> RegistryCounts:
+        """How much there is of each thing."""
+        with self._database.read() as session:
+            return RegistryCounts(
+                adapters=session.scalar(select(func.count()).select_from(Adapter)) or 0,
+                versions=session.scalar(select(func.count()).select_from(Version)) or 0,
+                datasets=session.scalar(select(func.count()).select_from(Dataset)) or 0,
+                jobs=jobs.count_by_state(session),
+            )
+
+    def get_setting(self, key: str) -> str | None:
+        """A value kept with the registry."""
+        with self._database.read() as session:
+            setting = session.get(Setting, key)
+            return None if setting is None else setting.value
+
+    def set_setting(self, key: str, value: str) -> None:
+        """Keep a value with the registry."""
+        with self._database.write() as session:
+            session.merge(Setting(key=key, value=value))
+
+    def collect_garbage(self, *, dry_run: bool = False) -> list[Path]:
+        """Remove the folders that no row names and the staging of processes that are gone; returns them."""
+        with self._store.lock():
+            with self._database.read() as session:
+                orphans = self._store.orphans(
+                    digests=set(session.scalars(select(Artefact.digest))),
+                    datasets=set(session.scalars(select(Dataset.id))),
+                    jobs=set(session.scalars(select(Job.id))),
+                )
+            if not dry_run:
+                for folder in orphans:
+                    self._store.remove(folder)
+        return orphans

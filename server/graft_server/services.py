@@ -1,0 +1,74 @@
+"""What the routes work with: the rooms of the server, wired once by ``app``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from graft_plugins.manager import PluginHost
+from graft_server.config import Settings
+from graft_server.engine.base import Engine
+from graft_server.lifecycle import Lifecycle
+from graft_server.observability import Metrics
+from graft_server.observers import Observers
+from graft_server.registry import Registry
+from graft_server.routing.resolver import Resolver
+from graft_server.serving.evaluator import Evaluator
+from graft_server.serving.predictor import Predictor
+
+#: Folder of the data folder where uploads lie until they are taken in.
+UPLOADS = "uploads"
+
+
+class JobQueue(Protocol):
+    """The part of the job runner that routes need."""
+
+    def wake(self) -> None:
+        """Look at the queue now."""
+
+    async def cancel(self, job_id: str) -> None:
+        """Stop a running job's worker soon; a queued one never starts."""
+
+
+@dataclass
+class Services:
+    """One server's rooms. ``jobs`` is ``None`` until the engine knows the base model."""
+
+    settings: Settings
+    registry: Registry
+    host: PluginHost
+    engine: Engine
+    resolver: Resolver
+    predictor: Predictor
+    evaluator: Evaluator
+    metrics: Metrics
+    observers: Observers
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    jobs: JobQueue | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.engine.state == "ready" and not self.lifecycle.draining
+
+    @property
+    def base_name(self) -> str:
+        """The base model's name, as far as it is known."""
+        return base_name(self.engine, self.settings)
+
+    @property
+    def system_fingerprint(self) -> str | None:
+        """The base model's fingerprint, short, as OpenAI's responses carry one."""
+        if self.engine.state in ("starting", "failed", "stopped"):
+            return None
+        return f"fp_{self.engine.model.fingerprint[:12]}"
+
+    @property
+    def uploads(self) -> Path:
+        """Where uploads lie until they are taken in or thrown away."""
+        return self.settings.data_dir / UPLOADS
+
+
+def base_name(engine: Engine, settings: Settings) -> str:
+    """The name the engine gives the base model; before it has loaded it, the one in the settings."""
+    return settings.base_model if engine.state in ("starting", "failed", "stopped") else engine.model.name

@@ -1,0 +1,44 @@
+"""Between a task's words and the engine's: the two packages do not know each other."""
+
+from __future__ import annotations
+
+import json
+
+from graft_plugins import task as tasks
+from graft_server.engine import base as engine
+from graft_server.registry.records import VersionRecord
+
+
+def adapter_source(version: VersionRecord | None) -> engine.AdapterSource | None:
+    """A registered version as the engine wants it; ``None`` stays the base model."""
+    if version is None:
+        return None
+    return engine.AdapterSource(
+        ref=version.ref,
+        engine_id=version.engine_id,
+        path=str(version.path),
+        method=version.lineage.method,
+        rank=version.lineage.rank,
+        digest=version.digest,
+    )
+
+
+def prompt_input(prompt: tasks.Prompt) -> engine.PromptInput:
+    messages = tuple(engine.ChatMessage(message.role, message.content) for message in prompt.messages)
+    return engine.PromptInput(messages=messages, text=prompt.text)
+
+
+def sampling_params(sampling: tasks.Sampling) -> engine.SamplingParams:
+    return engine.SamplingParams(**sampling.model_dump())
+
+
+def constraint_spec(constraint: tasks.Constraint | None) -> engine.ConstraintSpec | None:
+    match constraint:
+        case None:
+            return None
+        case tasks.Choices():
+            return engine.ConstraintSpec(kind="choices", choices=constraint.choices)
+        case tasks.Regex():
+            return engine.ConstraintSpec(kind="regex", pattern=constraint.pattern)
+        case tasks.JsonSchema():
+            return engine.ConstraintSpec(kind="json_schema", json_schema=json.dumps(constraint.json_schema))

@@ -1,0 +1,153 @@
+"""The part of a request's way that is a task's: request, prompt and decoding before the engine, parsing after it.
+
+Tasks are plugins, so each call into one is guarded: what it refuses becomes a problem for the caller, and what it
+breaks becomes a problem that names the plugin's file. Blocking: called in a thread.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from graft_client.schemas.common import FieldError
+from graft_plugins.task import AnyTask, Generate, Generation, Message, Output, Prompt, RequestError, Sampling, Score
+from graft_server.problems import ProblemError
+from graft_server.routing.resolver import Route
+
+log = logging.getLogger(__name__)
+
+#: Room for a whole answer where no task says how long one is.
+_CONVERSATION = Sampling(max_tokens=512)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the engine is asked for one request. ``request`` is ``None`` where the prompt is the caller's own."""
+
+    route: Route
+    request: BaseModel | None
+    prompt: Prompt
+    decoding: Generate | Score
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A task's answer: as a document and as text."""
+
+    output: dict[str, Any]
+    text: str
+    response: BaseModel | None = None
+
+
+def plan_request(
+    route: Route,
+    *,
+    document: dict[str, Any] | None = None,
+    text: str | None = None,
+    sampling: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan for a task's request, given as a document or as plain text.
+
+    ``sampling`` replaces fields of the ``Sampling`` that the task asks for.
+
+    Raises:
+        ProblemError: ``invalid-request`` with the fields at fault, or ``plugin-fault``.
+    """
+    task = route.task
+    with _guard(task, "reading the request"):
+        if document is not None:
+            request = task.request_model.model_validate(document)
+        else:
+            request = task.request_from_text(text or "")
+    return plan_typed(route, request, sampling=sampling)
+
+
+def plan_typed(route: Route, request: BaseModel, *, sampling: Mapping[str, Any] | None = None) -> Plan:
+    """The plan for a request that is already a model of its task."""
+    with _guard(route.task, "building the prompt"):
+        prompt = route.task.prompt(request, route.state)
+        decoding = route.task.decoding(request, route.state)
+    return Plan(route, request, prompt, _override(decoding, sampling))
+
+
+def plan_messages(route: Route, messages: Sequence[Message], *, sampling: Mapping[str, Any] | None = None) -> Plan:
+    """The plan for a conversation: the task's request where it makes one of it, else the messages verbatim."""
+    with _guard(route.task, "reading the conversation"):
+        request = route.task.request_from_messages(messages)
+    if request is None:
+        prompt = Prompt(messages=tuple(messages))
+        return Plan(route, None, prompt, _override(Generate(sampling=_CONVERSATION), sampling))
+    return plan_typed(route, request, sampling=sampling)
+
+
+def plan_verbatim(route: Route, text: str, *, sampling: Mapping[str, Any] | None = None) -> Plan:
+    """The plan for a prompt that is the caller's own text, without template or task."""
+    return Plan(route, None, Prompt(text=text), _override(Generate(), sampling))
+
+
+def parse_output(plan: Plan, output: Output) -> Parsed:
+    """The model's output as the task's response, or as it is where the caller brought the prompt.
+
+    Raises:
+        ProblemError: ``plugin-fault``.
+    """
+    if plan.request is None:
+        if not isinstance(output, Generation):
+            raise TypeError("a prompt without a task's request is only ever generated from")
+        return Parsed({"text": output.text}, output.text)
+    task = plan.route.task
+    with _guard(task, "parsing the answer", serving=True):
+        response = task.parse(plan.request, output, plan.route.state)
+        return Parsed(response.model_dump(mode="json"), task.text_of(response), response)
+
+
+def _override(decoding: Generate | Score, sampling: Mapping[str, Any] | None) -> Generate | Score:
+    if not sampling or isinstance(decoding, Score):
+        return decoding
+    changed = decoding.sampling.model_copy(update=dict(sampling))
+    return decoding.model_copy(update={"sampling": changed})
+
+
+@contextmanager
+def _guard(task: AnyTask, doing: str, *, serving: bool = False) -> Iterator[None]:
+    """Tell what a task refuses from what it breaks. While ``serving``, whatever it raises is its own fault."""
+    try:
+        yield
+    except ProblemError:
+        raise
+    except RequestError as error:
+        raise ProblemError("invalid-request", str(error)) from error
+    except Exception as error:
+        if isinstance(error, ValidationError) and not serving:
+            errors = field_errors(error, "input")
+            detail = f"the input is no request of task {task.name!r}: {errors[0].place}: {errors[0].message}"
+            raise ProblemError("invalid-request", detail, errors=errors) from error
+        place = _place(task, error)
+        log.exception("task %s failed while %s (%s)", task.name, doing, place)
+        raise ProblemError(
+            "plugin-fault",
+            f"task {task.name!r} failed while {doing}: {type(error).__name__} at {place}",
+        ) from error
+
+
+def field_errors(error: ValidationError, *root: str) -> list[FieldError]:
+    """pydantic's errors with the dotted path of each field."""
+    return [
+        FieldError(place=".".join([*root, *map(str, item["loc"])]) or "body", message=item["msg"])
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+
+
+def _place(task: AnyTask, error: BaseException) -> str:
+    """``file:line`` where the task's own code was last on the stack, else the task's file."""
+    file = inspect.getsourcefile(type(task))
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    module = type(task).__module__
+    return f"{module} ({file}:{lines[-1]})" if lines else f"{module} ({file})"

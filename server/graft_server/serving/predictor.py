@@ -1,0 +1,278 @@
+"""The way of a request: route, task, admission, engine, task. One direction, for single and streamed answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+from graft_client.schemas.common import Timings, Usage
+from graft_client.schemas.predict import PredictRequest, PredictResponse
+from graft_plugins.task import CandidateScore, Generate, Generation, Output, Score, Scores
+from graft_server.admission.gate import FullError
+from graft_server.admission.turnstile import Turnstile
+from graft_server.engine.base import (
+    AdapterSource,
+    Delta,
+    Engine,
+    EngineUnavailableError,
+    GenerateRequest,
+    ScoreRequest,
+    TokenLogprob,
+)
+from graft_server.observability import Metrics
+from graft_server.observers import Observers
+from graft_server.problems import ProblemError, as_problem
+from graft_server.routing.resolver import Resolver, Route
+from graft_server.serving import convert
+from graft_server.serving.pipeline import Parsed, Plan, parse_output, plan_request
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some text of a streamed answer."""
+
+    text: str
+    tokens: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The end of every answer."""
+
+    id: str
+    route: Route
+    parsed: Parsed
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+    tokens: tuple[TokenLogprob, ...] = ()
+
+    def document(self) -> PredictResponse:
+        return PredictResponse(
+            id=self.id,
+            adapter=self.route.ref,
+            task=self.route.task.name,
+            output=self.parsed.output,
+            text=self.parsed.text,
+            finish_reason=self.finish_reason,
+            usage=self.usage,
+            timings=self.timings,
+        )
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What the engine has said so far about one request."""
+
+    output: Output | None = None
+    finish_reason: str = "stop"
+    tokens: tuple[TokenLogprob, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queued: float = 0.0
+    first_token: float | None = None
+
+
+class Predictor:
+    """Answers requests through one engine."""
+
+    def __init__(
+        self, *, resolver: Resolver, engine: Engine, turnstile: Turnstile, observers: Observers, metrics: Metrics
+    ) -> None:
+        self._resolver = resolver
+        self._engine = engine
+        self._turnstile = turnstile
+        self._metrics = metrics
+        self._observers = observers
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait to enter the engine."""
+        return self._turnstile.gate.waiting
+
+    async def prepare(self, request: PredictRequest) -> Plan:
+        """Route a request and build its prompt.
+
+        Raises:
+            ProblemError: unknown names, an input the task refuses, or a faulty plugin.
+        """
+
+        def plan() -> Plan:
+            text = request.text if request.text is not None else str(request.input)
+            route = self._resolver.resolve(request.adapter, request.task, text)
+            sampling = request.sampling.model_dump(exclude_none=True)
+            if request.sampling.stop is not None:
+                sampling["stop"] = tuple(request.sampling.stop)
+            return plan_request(route, document=request.input, text=request.text, sampling=sampling)
+
+        return await asyncio.to_thread(plan)
+
+    async def predict(self, request: PredictRequest) -> Answer:
+        """One request, answered whole."""
+        return await self.answer(await self.prepare(request))
+
+    async def answer(self, plan: Plan, *, source: AdapterSource | None = None, observed: bool = True) -> Answer:
+        """Run a plan to its end. See ``stream``."""
+        async with aclosing(self.stream(plan, source=source, observed=observed)) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    return event
+        raise RuntimeError("a stream ended without an answer")
+
+    async def stream(
+        self, plan: Plan, *, source: AdapterSource | None = None, observed: bool = True
+    ) -> AsyncGenerator[Piece | Answer]:
+        """Pieces of text as they come, then the answer. Closing the iterator aborts the request.
+
+        ``source`` stands in for the route's version where that is not registered yet. Only ``observed`` requests
+        are shown to plugins and counted.
+
+        Raises:
+            ProblemError: whatever ended the request; nothing of another kind.
+        """
+        started = time.monotonic()
+        source = source or convert.adapter_source(plan.route.version)
+        progress = _Progress()
+        code: str | None = "aborted"
+        try:
+            self._require_engine()
+            async with self._turnstile.enter(source.engine_id if source else None) as waited:
+                progress.queued = waited
+                async with aclosing(self._decode(plan, source, started, progress)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            answer = await self._finish(plan, started, progress)
+            code = None
+            yield answer
+        except FullError as error:
+            code = "overloaded"
+            self._metrics.rejected.inc()
+            raise ProblemError("overloaded", str(error), retry_after=error.retry_after) from error
+        except Exception as error:
+            problem = as_problem(error)
+            if problem is None:
+                code = "internal"
+                raise
+            code = problem.code
+            raise problem from error
+        finally:
+            if observed:
+                self._observe(plan, progress, time.monotonic() - started, code)
+
+    def _require_engine(self) -> None:
+        match self._engine.state:
+            case "starting":
+                raise ProblemError("not-ready", "the engine is still starting; try again soon", retry_after=2)
+            case "stopped" | "failed":
+                raise EngineUnavailableError(self._engine.error or "the engine is not running")
+            case _:
+                # While it is being rebuilt, the supervisor holds requests back and replays them.
+                pass
+
+    async def _decode(
+        self, plan: Plan, source: AdapterSource | None, started: float, progress: _Progress
+    ) -> AsyncGenerator[Piece]:
+        prompt = convert.prompt_input(plan.prompt)
+        match plan.decoding:
+            case Score(candidates=candidates):
+                scored = await self._engine.score(ScoreRequest(_new_id(), prompt, candidates, source))
+                progress.prompt_tokens = scored.prompt_tokens
+                progress.completion_tokens = scored.scored_tokens
+                progress.output = Scores(
+                    candidates=tuple(
+                        CandidateScore(text=text, logprob=score.logprob, tokens=score.tokens)
+                        for text, score in zip(candidates, scored.scores, strict=True)
+                    )
+                )
+            case Generate(sampling=sampling, constraint=constraint):
+                request = GenerateRequest(
+                    id=_new_id(),
+                    prompt=prompt,
+                    sampling=convert.sampling_params(sampling),
+                    adapter=source,
+                    constraint=convert.constraint_spec(constraint),
+                )
+                texts: list[str] = []
+                tokens: list[TokenLogprob] = []
+                async with _closing(self._engine.generate(request)) as deltas:
+                    async for delta in deltas:
+                        if progress.first_token is None and (delta.text or delta.completion_tokens):
+                            progress.first_token = time.monotonic() - started
+                        texts.append(delta.text)
+                        tokens.extend(delta.tokens)
+                        progress.prompt_tokens = delta.prompt_tokens or progress.prompt_tokens
+                        progress.completion_tokens = delta.completion_tokens or progress.completion_tokens
+                        if delta.text or delta.tokens:
+                            yield Piece(delta.text, delta.tokens)
+                        if delta.finish_reason:
+                            progress.finish_reason = delta.finish_reason
+                            progress.queued += delta.queued_seconds
+                            break
+                progress.tokens = tuple(tokens)
+                progress.output = Generation(
+                    text="".join(texts),
+                    finish_reason="length" if progress.finish_reason == "length" else "stop",
+                    logprobs=tuple(token.logprob for token in tokens),
+                )
+
+    async def _finish(self, plan: Plan, started: float, progress: _Progress) -> Answer:
+        output = progress.output
+        if output is None:
+            raise RuntimeError("the engine ended a request without an answer")
+        parsed = await asyncio.to_thread(parse_output, plan, output)
+        return Answer(
+            id=_new_id(),
+            route=plan.route,
+            parsed=parsed,
+            finish_reason=progress.finish_reason,
+            usage=Usage(prompt_tokens=progress.prompt_tokens, completion_tokens=progress.completion_tokens),
+            timings=Timings(queued=progress.queued, first_token=progress.first_token, total=time.monotonic() - started),
+            tokens=progress.tokens,
+        )
+
+    def _observe(self, plan: Plan, progress: _Progress, seconds: float, code: str | None) -> None:
+        self._metrics.observe_request(
+            outcome=code or "ok",
+            prompt_tokens=progress.prompt_tokens,
+            completion_tokens=progress.completion_tokens,
+            queued=progress.queued,
+            seconds=seconds,
+        )
+        self._observers.tell(
+            "request_served",
+            {
+                "adapter": plan.route.ref,
+                "task": plan.route.task.name,
+                "usage": {
+                    "prompt_tokens": progress.prompt_tokens,
+                    "completion_tokens": progress.completion_tokens,
+                },
+                "timings": {
+                    "queued": progress.queued,
+                    "first_token": progress.first_token,
+                    "total": seconds,
+                },
+                "error": code,
+            },
+        )
+
+
+@asynccontextmanager
+async def _closing(deltas: AsyncIterator[Delta]) -> AsyncIterator[AsyncIterator[Delta]]:
+    """Abort the engine's request if it is not over; the contract promises an iterator, which may be a generator."""
+    try:
+        yield deltas
+    finally:
+        if isinstance(deltas, AsyncGenerator):
+            await deltas.aclose()
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex

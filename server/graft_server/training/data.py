@@ -1,0 +1,97 @@
+"""From a job's files to tokenised rows: read, split, fit the task's state, pair, tokenise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from graft_plugins.dataset import load_dataset
+from graft_plugins.manager import PluginHost
+from graft_plugins.task import AnyTask, TrainingPair
+from graft_server.base_model.prompt import encode_prompt, encode_target
+from graft_server.training.options import TrainingOptions
+from graft_server.training.rows import TokenRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class DatasetError(ValueError):
+    """Data that nothing can be trained on. One sentence, with the place of the first fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobData:
+    """What a job trains on and is measured by."""
+
+    train: list[TokenRow]
+    validation: list[TokenRow]
+    held_out: list[BaseModel]
+    state: BaseModel
+    #: Rows that were no examples, and training pairs that were longer than ``max_length``.
+    bad_rows: int
+    long_rows: int
+
+
+def load_job_data(
+    host: PluginHost,
+    task: AnyTask,
+    files: Sequence[Path],
+    data_format: str | None,
+    options: TrainingOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context_length: int,
+    skip_bad: bool,
+) -> JobData:
+    """Read the files and make rows of them, the same ones for the same seed.
+
+    Raises:
+        DatasetError: a file can't be read, a row is bad and ``skip_bad`` is off, or nothing is left to train on.
+        UnknownNameError: there is no such format.
+    """
+    dataset = load_dataset(host.readers, task, files, data_format)
+    if dataset.errors and (dataset.fatal or not skip_bad):
+        first = dataset.fatal or dataset.errors[0]
+        more = f" (and {len(dataset.errors) - 1} more bad rows)" if len(dataset.errors) > 1 else ""
+        raise DatasetError(f"{first}{more}")
+    examples = dataset.examples
+    if len(examples) < 2:
+        raise DatasetError(f"{len(examples)} usable rows are too few: give at least 2, one to train and one to test on")
+    split = task.split(examples, test_rows=options.test_rows(len(examples)), seed=options.seed)
+    if not split.train:
+        raise DatasetError("no row is left to train on: all of them belong to one group, which is held out")
+    state = task.fit_state(split.train)
+    watched = options.watched_rows(len(split.train))
+    inner = task.split(split.train, test_rows=watched, seed=options.seed + 1) if watched else None
+    limit = min(options.max_length, context_length)
+    pairs = list(task.training_pairs(inner.train if inner else split.train, state))
+    train = _tokenise(pairs, tokenizer, limit)
+    if not train:
+        raise DatasetError(f"all {len(pairs)} training rows are longer than {limit} tokens; set a larger max_length")
+    watched_pairs = list(task.training_pairs(inner.test, state)) if inner else []
+    # A task may make many pairs of one example.
+    validation = _tokenise(watched_pairs[: options.validation_rows], tokenizer, limit)
+    return JobData(
+        train=train,
+        validation=validation,
+        held_out=list(split.test),
+        state=state,
+        bad_rows=len(dataset.errors),
+        long_rows=len(pairs) - len(train),
+    )
+
+
+def _tokenise(pairs: Sequence[TrainingPair], tokenizer: Any, limit: int) -> list[TokenRow]:
+    """Rows of at most ``limit`` tokens; a pair without an answer token is left out as well."""
+    rows: list[TokenRow] = []
+    for pair in pairs:
+        prompt = encode_prompt(tokenizer, pair.prompt.messages, pair.prompt.text)
+        answer = encode_target(tokenizer, pair.target)
+        if answer and 2 <= len(prompt) + len(answer) <= limit:
+            rows.append(TokenRow((*prompt, *answer), len(prompt)))
+    return rows

@@ -1,0 +1,396 @@
+"""Runs queued jobs: claims them, starts a worker process for each, follows it, has the result measured and
+published. Lives in the server's event loop; everything slow happens in the worker or in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from graft_client.schemas.adapters import EvaluationSummary
+from graft_client.schemas.jobs import JobProgress, JobState
+from graft_plugins.manager import PluginHost
+from graft_server.base_model.source import BaseModel
+from graft_server.config import Settings
+from graft_server.registry.errors import RegistryError
+from graft_server.registry.records import JobRecord, Lineage, VersionRecord
+from graft_server.registry.registry import Registry
+from graft_server.training.files import write_whole
+from graft_server.training.spec import (
+    DONE,
+    FAILED,
+    HELD_OUT_FILE,
+    LINE,
+    LOG_FILE,
+    RESULT_FOLDER,
+    SPEC_FILE,
+    STOPPED,
+    BaseModelSpec,
+    CheckpointLine,
+    DoneLine,
+    FailedLine,
+    Line,
+    LogLine,
+    MetricsLine,
+    TrainingSpec,
+    TrainingSummary,
+)
+
+log = logging.getLogger(__name__)
+
+#: How often a worker is started for one claim of a job before a crash is taken for its fault.
+_STARTS = 3
+#: Seconds between two entries of a job's figures in its history.
+_PACE = 1.0
+#: Seconds a worker gets to write its last checkpoint.
+_GRACE = 60.0
+#: Longest line of a worker, in bytes.
+_LINE_LIMIT = 1 << 20
+
+EventKind = Literal["metrics", "checkpoint", "log"]
+
+#: Measures a finished job: its record, the result's folder, the held-out rows, and a callback with the answers that
+#: are in and the answers that are wanted.
+Evaluate = Callable[[JobRecord, Path, Path, Callable[[int, int], None]], Awaitable[EvaluationSummary]]
+
+
+class JobFailed(Exception):  # noqa: N818 - the state that it leads to
+    """The job failed; the text is one sentence for its record."""
+
+
+class JobStopped(Exception):  # noqa: N818 - the state that it leads to
+    """The job's worker or evaluation ended because it was asked to."""
+
+
+class JobRunner:
+    """See the module. ``on_published`` and ``on_finished`` are called in the event loop and must not block."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        host: PluginHost,
+        base: BaseModel,
+        settings: Settings,
+        evaluate: Evaluate,
+        on_published: Callable[[VersionRecord], None] = lambda version: None,
+        on_finished: Callable[[JobRecord], None] = lambda job: None,
+    ) -> None:
+        self._registry = registry
+        self._host = host
+        self._base = base
+        self._settings = settings
+        self._evaluate = evaluate
+        self._on_published = on_published
+        self._on_finished = on_finished
+        self._woken = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._loop_task: asyncio.Task[None] | None = None
+        self._jobs: dict[str, _Run] = {}
+
+    async def start(self) -> None:
+        """Queue again what a dead server left, and begin to work through the queue."""
+        await asyncio.to_thread(self._registry.recover_jobs)
+        self._woken.set()
+        self._loop_task = asyncio.create_task(self._work(), name="job-runner")
+
+    async def stop(self) -> None:
+        """Ask the workers for a last checkpoint, wait for them, and queue their jobs again."""
+        self._stopping.set()
+        self._woken.set()
+        if self._loop_task is not None:
+            await self._loop_task
+        runs = list(self._jobs.values())
+        for run in runs:
+            run.stop()
+        await asyncio.gather(*(run.task for run in runs if run.task is not None), return_exceptions=True)
+
+    def wake(self) -> None:
+        """Look at the queue now: a job was added."""
+        self._woken.set()
+
+    async def cancel(self, job_id: str) -> None:
+        """Stop a job at work; its worker keeps a last checkpoint. Jobs that are not at work here are left alone."""
+        run = self._jobs.get(job_id)
+        if run is not None:
+            run.cancelled = True
+            run.stop()
+
+    async def _work(self) -> None:
+        while not self._stopping.is_set():
+            self._woken.clear()
+            while len(self._jobs) < self._settings.max_jobs and not self._stopping.is_set():
+                job = await asyncio.to_thread(self._registry.claim_job)
+                if job is None:
+                    break
+                run = self._jobs[job.id] = _Run(self._registry, job)
+                run.task = asyncio.create_task(self._run(run), name=f"job-{job.id}")
+            await self._woken.wait()
+
+    # One job
+
+    async def _run(self, run: _Run) -> None:
+        job = run.job
+        try:
+            summary = await self._train(run)
+            evaluation = await self._measure(run, summary)
+            version = await self._publish(job, summary, evaluation)
+        except JobStopped:
+            state = JobState.cancelled if run.cancelled else JobState.queued
+            await self._end(job, state)
+        except JobFailed as error:
+            await self._end(job, JobState.failed, str(error))
+        except Exception as error:
+            log.exception("job %s failed", job.id)
+            await self._end(job, JobState.failed, f"the job failed unexpectedly: {error}")
+        else:
+            finished = await asyncio.to_thread(self._registry.job, job.id)
+            self._on_published(version)
+            self._on_finished(finished)
+        finally:
+            del self._jobs[job.id]
+            self._woken.set()
+
+    async def _end(self, job: JobRecord, state: JobState, error: str | None = None) -> None:
+        try:
+            ended = await asyncio.to_thread(self._registry.update_job, job.id, state=state, error=error)
+        except RegistryError:
+            log.exception("job %s can't be set to %s", job.id, state)
+            return
+        if state.finished:
+            self._on_finished(ended)
+
+    async def _train(self, run: _Run) -> TrainingSummary:
+        """Run the worker until it is done, again after a crash: it goes on from its last checkpoint."""
+        await asyncio.to_thread(self._write_spec, run.job)
+        for start in range(1, _STARTS + 1):
+            code = await run.work()
+            if code == DONE and run.summary is not None:
+                return run.summary
+            if code == STOPPED:
+                raise JobStopped
+            if code == FAILED:
+                raise JobFailed(run.error or f"the worker failed; see {run.job.folder / LOG_FILE}")
+            if code >= 0:
+                raise JobFailed(f"the worker ended with exit code {code}; see {run.job.folder / LOG_FILE}")
+            if run.stopping:
+                raise JobStopped
+            name = signal.Signals(-code).name
+            await run.event("log", {"message": f"the worker was ended by {name} (start {start} of {_STARTS})"})
+        raise JobFailed(
+            f"the worker was ended by {name} {_STARTS} times, the last time at step {run.progress.step}; if the "
+            "machine ran out of memory, lower batch_size or max_length and resume the job"
+        )
+
+    def _write_spec(self, job: JobRecord) -> None:
+        dataset = self._registry.dataset(job.dataset)
+        base = self._base
+        spec = TrainingSpec(
+            job=job.id,
+            base=BaseModelSpec(
+                name=base.name,
+                path=base.path,
+                fingerprint=base.fingerprint,
+                architecture=base.architecture,
+                context_length=base.context_length,
+                parameters=base.parameters,
+            ),
+            task=job.task,
+            method=job.method,
+            files=[dataset.path / name for name, _, _ in dataset.files],
+            format=dataset.format,
+            # A dataset is stored with bad rows only where its owner said to go on without them.
+            skip_bad=dataset.bad_rows > 0,
+            options=job.options,
+            device=self._settings.training_device,
+            plugins=self._settings.plugins,
+        )
+        job.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(job.folder / SPEC_FILE, spec.model_dump_json(indent=2))
+
+    async def _measure(self, run: _Run, summary: TrainingSummary) -> EvaluationSummary:
+        job = run.job
+        if run.stopping:
+            raise JobStopped
+        await asyncio.to_thread(self._registry.update_job, job.id, state=JobState.evaluating)
+        measuring = asyncio.ensure_future(
+            self._evaluate(job, job.folder / RESULT_FOLDER, job.folder / HELD_OUT_FILE, run.evaluated)
+        )
+        run.evaluation = measuring
+        try:
+            evaluation = await measuring
+        except asyncio.CancelledError:
+            if run.stopping:
+                raise JobStopped from None
+            raise
+        except Exception as error:
+            # While the server goes down the engine goes too; the next one measures again.
+            if run.stopping:
+                raise JobStopped from error
+            log.exception("job %s can't be evaluated", job.id)
+            raise JobFailed(f"the evaluation failed: {error}; resume the job to try it again") from error
+        finally:
+            run.evaluation = None
+            await run.flush()
+        return evaluation
+
+    async def _publish(self, job: JobRecord, summary: TrainingSummary, evaluation: EvaluationSummary) -> VersionRecord:
+        plugin = self._host.provider("task", job.task)
+        lineage = Lineage(
+            task=job.task,
+            method=job.method,
+            base_model=self._base.name,
+            base_fingerprint=self._base.fingerprint,
+            rank=summary.rank,
+            plugin=plugin.name,
+            plugin_version=plugin.version,
+            dataset=job.dataset,
+            job=job.id,
+            seed=job.options.get("seed"),
+            options=job.options,
+            train_rows=summary.train_rows,
+            train_seconds=summary.train_seconds,
+            train_tokens=summary.train_tokens,
+            evaluation=evaluation,
+        )
+        figures = {"train_seconds": summary.train_seconds, "train_tokens": summary.train_tokens}
+        try:
+            return await asyncio.to_thread(
+                self._registry.publish,
+                job.adapter,
+                job.folder / RESULT_FOLDER,
+                lineage,
+                job_id=job.id,
+                job_update=figures,
+            )
+        except RegistryError as error:
+            raise JobFailed(f"the version can't be published: {error}; resume the job to try it again") from error
+
+
+class _Run:
+    """One job at work: its worker or its evaluation, and what is known of it."""
+
+    def __init__(self, registry: Registry, job: JobRecord) -> None:
+        self.job = job
+        self.task: asyncio.Task[None] | None = None
+        self.evaluation: asyncio.Future[EvaluationSummary] | None = None
+        # Asked for between the claim and now, or before the server was started again.
+        self.cancelled = job.cancel_requested
+        self._stop = asyncio.Event()
+        if self.cancelled:
+            self._stop.set()
+        self.progress = job.progress
+        self.summary: TrainingSummary | None = None
+        self.error: str | None = None
+        self._registry = registry
+        self._process: asyncio.subprocess.Process | None = None
+        self._noted = 0.0
+        self._notes: set[asyncio.Task[None]] = set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the job was asked to end."""
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """Ask the worker to write a checkpoint and end, or end the evaluation."""
+        self._stop.set()
+        if self.evaluation is not None:
+            self.evaluation.cancel()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._notes.add(asyncio.create_task(self._insist(self._process)))
+
+    async def _insist(self, process: asyncio.subprocess.Process) -> None:
+        try:
+            await asyncio.wait_for(process.wait(), _GRACE)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+    async def work(self) -> int:
+        """Start the worker and follow it to its end; its exit code, negative for a signal."""
+        if self._stop.is_set():
+            return STOPPED
+        with (self.job.folder / LOG_FILE).open("ab") as errors:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "graft_server.training.worker",
+                str(self.job.folder),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                limit=_LINE_LIMIT,
+                # Ctrl-C in the server's terminal is the server's to handle.
+                start_new_session=True,
+            )
+        self._process = process
+        try:
+            if self._stop.is_set():
+                self.stop()
+            assert process.stdout is not None
+            async for line in process.stdout:
+                await self._heard(line)
+            return await process.wait()
+        finally:
+            self._process = None
+            if process.returncode is None:
+                process.kill()
+            await self.flush()
+
+    async def _heard(self, line: bytes) -> None:
+        try:
+            message: Line = LINE.validate_json(line)
+        except ValidationError:
+            log.warning("job %s: the worker said %r", self.job.id, line[:200])
+            return
+        match message:
+            case MetricsLine(progress=progress):
+                changed = progress.phase != self.progress.phase
+                self.progress = progress
+                if changed or progress.step == progress.total_steps or time.monotonic() - self._noted >= _PACE:
+                    await self._note()
+            case CheckpointLine(step=step):
+                await self.event("checkpoint", {"step": step})
+            case LogLine(message=text):
+                await self.event("log", {"message": text})
+            case DoneLine(summary=summary):
+                self.summary = summary
+            case FailedLine(error=error):
+                self.error = error
+
+    def evaluated(self, done: int, total: int) -> None:
+        """Note how far the evaluation is; called from the event loop, often."""
+        self.progress = self.progress.model_copy(
+            update={"phase": "evaluating", "step": done, "total_steps": total, "eta_seconds": None}
+        )
+        if done == total or time.monotonic() - self._noted >= _PACE:
+            self._noted = time.monotonic()
+            note = asyncio.create_task(self._note())
+            self._notes.add(note)
+            note.add_done_callback(self._notes.discard)
+
+    async def _note(self) -> None:
+        """Put the figures into the job's record and its history."""
+        self._noted = time.monotonic()
+        progress: JobProgress = self.progress
+        await asyncio.to_thread(self._registry.update_job, self.job.id, progress=progress)
+        await self.event("metrics", progress.model_dump(mode="json"))
+
+    async def event(self, kind: EventKind, data: dict[str, Any]) -> None:
+        """Append to the job's history."""
+        await asyncio.to_thread(self._registry.add_event, self.job.id, kind, data)
+
+    async def flush(self) -> None:
+        """Wait until everything that was to be noted is."""
+        await asyncio.gather(*self._notes, return_exceptions=True)
+        self._notes.clear()

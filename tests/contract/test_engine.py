@@ -1,0 +1,240 @@
+"""The engine contract, over every engine, in its real process: what the rest of the server relies on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from graft_server.base_model import BaseModel, resolve
+from graft_server.engine.base import (
+    AdapterLoadError,
+    AdapterSource,
+    ChatMessage,
+    EngineDiedError,
+    EngineUnavailableError,
+    GenerateRequest,
+    InvalidRequestError,
+    PromptInput,
+    PromptTooLongError,
+    SamplingParams,
+    ScoreRequest,
+)
+from graft_server.engine.messages import EngineConfig
+from graft_server.engine.supervisor import SupervisedEngine
+from support.adapters import random_adapter
+from support.tiny_model import save_tiny_model
+
+pytestmark = [pytest.mark.torch, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    folder = tmp_path_factory.mktemp("engine")
+    return resolve(str(save_tiny_model(folder / "model")), folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> AdapterSource:
+    folder = tmp_path_factory.mktemp("adapter") / "lora"
+    return random_adapter(base, "lora", folder, seed=1, engine_id=1, r=4)[0]
+
+
+def config(base: BaseModel, engine: str) -> EngineConfig:
+    return EngineConfig(
+        engine=engine,
+        base_model=str(base.path),
+        cache_dir=str(base.path.parent / "cache"),
+        device="cpu",
+        dtype="float32",
+        kv_cache_mib=16,
+        max_slots=2,
+    )
+
+
+@pytest.fixture(scope="module", params=["torch"])
+async def engine(request: pytest.FixtureRequest, base: BaseModel) -> AsyncIterator[SupervisedEngine]:
+    engine = SupervisedEngine(config(base, request.param))
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+async def text_of(engine: SupervisedEngine, request: GenerateRequest) -> str:
+    return "".join([delta.text async for delta in engine.generate(request)])
+
+
+def ask(name: str, *, adapter: AdapterSource | None = None, tokens: int = 8, prompt: str = "Hello") -> GenerateRequest:
+    return GenerateRequest(name, PromptInput(text=prompt), SamplingParams(max_tokens=tokens, ignore_eos=True), adapter)
+
+
+async def wait_for(condition: Callable[[], Awaitable[bool]], what: str, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            while not await condition():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        pytest.fail(what)
+
+
+async def test_it_says_what_it_is(engine: SupervisedEngine, base: BaseModel) -> None:
+    assert engine.state == "ready"
+    assert engine.model.fingerprint == base.fingerprint
+    assert engine.model.context_length == 512
+    assert "lora" in engine.capabilities.methods
+    assert engine.capabilities.slots == 2
+
+
+async def test_deltas_add_up_and_the_last_one_counts(engine: SupervisedEngine) -> None:
+    deltas = [delta async for delta in engine.generate(ask("count"))]
+    assert deltas[-1].finish_reason == "length"
+    assert deltas[-1].completion_tokens == 8
+    assert deltas[-1].prompt_tokens == len("Hello")
+    assert all(delta.finish_reason is None for delta in deltas[:-1])
+
+
+async def test_adapters_and_base_answer_side_by_side_as_alone(engine: SupervisedEngine, adapter: AdapterSource) -> None:
+    alone = [await text_of(engine, ask("base")), await text_of(engine, ask("adapter", adapter=adapter))]
+    assert alone[0] != alone[1]
+    names = [f"mixed{i}" for i in range(10)]
+    together = await asyncio.gather(
+        *(text_of(engine, ask(name, adapter=adapter if i % 2 else None)) for i, name in enumerate(names))
+    )
+    assert together == alone * 5
+
+
+async def test_chat_messages_are_rendered(engine: SupervisedEngine) -> None:
+    chat = PromptInput(messages=(ChatMessage("user", "Hi"),))
+    deltas = [d async for d in engine.generate(GenerateRequest("chat", chat, SamplingParams(max_tokens=1)))]
+    assert deltas[-1].prompt_tokens > len("Hi")
+
+
+async def test_scoring(engine: SupervisedEngine, adapter: AdapterSource) -> None:
+    result = await engine.score(ScoreRequest("s", PromptInput(text="Film:"), ("A", "Bcd"), adapter))
+    assert [scored.tokens for scored in result.scores] == [2, 4]
+    assert all(scored.logprob < 0 for scored in result.scores)
+
+
+async def test_embedding(engine: SupervisedEngine) -> None:
+    vectors = await engine.embed(["one", "two"])
+    assert len(vectors) == 2
+    assert len(vectors[0]) == 64
+
+
+async def test_leaving_early_aborts(engine: SupervisedEngine) -> None:
+    stream = engine.generate(ask("early", tokens=400))
+    await anext(stream)
+    await stream.aclose()
+
+    async def at_rest() -> bool:
+        stats = await engine.stats()
+        return stats.running == 0 and stats.kv_blocks_used == 0
+
+    await wait_for(at_rest, "the aborted request still runs", seconds=5)
+
+
+async def test_more_adapters_than_slots_take_turns(engine: SupervisedEngine, base: BaseModel, tmp_path: Path) -> None:
+    sources = [random_adapter(base, "lora", tmp_path / str(i), seed=i, engine_id=100 + i, r=4)[0] for i in range(5)]
+    first = [await text_of(engine, ask(f"one{i}", adapter=source)) for i, source in enumerate(sources)]
+    again = await asyncio.gather(*(text_of(engine, ask(f"all{i}", adapter=source)) for i, source in enumerate(sources)))
+    assert again == first
+    assert len(set(first)) == 5
+    assert len((await engine.stats()).loaded) <= 2
+
+
+async def test_unloading_frees_the_slot(engine: SupervisedEngine, adapter: AdapterSource) -> None:
+    await engine.load(adapter)
+    assert adapter.ref in (await engine.stats()).loaded
+    await engine.unload(adapter.engine_id)
+
+    async def gone() -> bool:
+        return adapter.ref not in (await engine.stats()).loaded
+
+    await wait_for(gone, "still loaded", seconds=5)
+
+
+async def test_errors_reach_the_caller_with_their_type(
+    engine: SupervisedEngine, adapter: AdapterSource, tmp_path: Path
+) -> None:
+    with pytest.raises(PromptTooLongError, match="600 tokens"):
+        await text_of(engine, ask("long", prompt="x" * 600))
+    with pytest.raises(AdapterLoadError, match="missing"):
+        await engine.validate(AdapterSource("none@1", 50, str(tmp_path), "lora"))
+    with pytest.raises(InvalidRequestError, match="no candidates"):
+        await engine.score(ScoreRequest("empty", PromptInput(text="x"), ()))
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    wide = {**json.loads((Path(adapter.path) / "adapter_config.json").read_text()), "r": 128}
+    (folder / "adapter_config.json").write_text(json.dumps(wide))
+    (folder / "adapter_model.safetensors").write_bytes((Path(adapter.path) / "adapter_model.safetensors").read_bytes())
+    with pytest.raises(AdapterLoadError, match="128"):
+        await engine.validate(AdapterSource("wide@1", 51, str(folder), "lora"))
+
+
+async def test_a_killed_engine_is_rebuilt_and_what_streamed_nothing_is_replayed(
+    engine: SupervisedEngine, adapter: AdapterSource
+) -> None:
+    expected = await text_of(engine, ask("before", adapter=adapter))
+    await engine.load(adapter)
+    started = engine.generate(ask("started", tokens=400))
+    await anext(started)
+    restarts = engine.restarts
+    assert engine.pid is not None
+    # Stopped first, so that these are in flight and have streamed nothing when it dies.
+    os.kill(engine.pid, signal.SIGSTOP)
+    waiting = [asyncio.create_task(text_of(engine, ask(f"waiting{i}", adapter=adapter))) for i in range(5)]
+    await asyncio.sleep(0)
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(EngineDiedError, match="SIGKILL"):
+        async for _ in started:
+            pass
+    assert engine.state == "rebuilding"
+    assert await asyncio.gather(*waiting) == [expected] * 5
+    assert engine.state == "ready"
+    assert engine.restarts == restarts + 1
+    assert adapter.ref in (await engine.stats()).loaded
+
+
+async def test_a_base_model_that_cannot_be_loaded_says_why(base: BaseModel, tmp_path: Path) -> None:
+    engine = SupervisedEngine(
+        EngineConfig(engine="torch", base_model=str(tmp_path / "nothing"), cache_dir=str(tmp_path))
+    )
+    with pytest.raises(EngineUnavailableError, match="nothing"):
+        await engine.start()
+    assert engine.state == "failed"
+    with pytest.raises(EngineUnavailableError):
+        await text_of(engine, ask("never"))
+
+
+async def test_the_engine_does_not_outlive_its_server(base: BaseModel) -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from graft_server.engine.messages import EngineConfig\n"
+        "from graft_server.engine.supervisor import SupervisedEngine\n"
+        "async def main():\n"
+        f"    engine = SupervisedEngine(EngineConfig(engine='torch', base_model={str(base.path)!r}, "
+        f"cache_dir={str(base.path.parent / 'cache')!r}, kv_cache_mib=16))\n"
+        "    await engine.start()\n"
+        "    print(engine.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    pid = int(await asyncio.to_thread(server.stdout.readline))
+    server.kill()
+    server.wait()
+    server.stdout.close()
+
+    async def gone() -> bool:
+        return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+    await wait_for(gone, "the engine outlived its server", seconds=10)

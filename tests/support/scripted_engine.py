@@ -1,0 +1,193 @@
+"""An engine in memory whose answers follow from the prompt, with delays, failures and death at a test's command."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from graft_server.engine.base import (
+    AdapterLoadError,
+    AdapterSource,
+    Capabilities,
+    Delta,
+    EngineDiedError,
+    EngineStats,
+    EngineUnavailableError,
+    GenerateRequest,
+    ModelInfo,
+    PromptInput,
+    PromptTooLongError,
+    Scored,
+    ScoreRequest,
+    ScoreResult,
+    TokenLogprob,
+)
+
+FINGERPRINT = "f" * 64
+
+
+def last_words(prompt: PromptInput) -> str:
+    """The text of a prompt that an answer is made of: the last message's, or the prompt's own."""
+    return prompt.text if prompt.text is not None else prompt.messages[-1].content
+
+
+class ScriptedEngine:
+    """Answers each prompt with its own last words, behind the adapter's name: ``de@1: Turn off``.
+
+    ``hold`` makes requests wait for ``release``; ``answer`` replaces the answering; ``die`` ends what is in flight.
+    """
+
+    def __init__(self, *, context: int = 1000, methods: Sequence[str] = ("lora", "rslora"), slots: int = 4) -> None:
+        self.state = "ready"
+        self.error: str | None = None
+        self.restarts = 0
+        self.capabilities = Capabilities(
+            engine="scripted",
+            methods=tuple(methods),
+            max_rank=32,
+            slots=slots,
+            constraints=("choices",),
+            device="cpu",
+            dtype="float32",
+        )
+        self.model = ModelInfo(
+            name="tiny",
+            fingerprint=FINGERPRINT,
+            path="",
+            architecture="TinyForCausalLM",
+            context_length=context,
+            parameters=1,
+        )
+        self.context = context
+        self.answer: Callable[[GenerateRequest], str] = lambda request: (
+            f"{request.adapter.ref if request.adapter else 'base'}: {last_words(request.prompt)}"
+        )
+        self.unloadable: str | None = None
+        self.requests: list[GenerateRequest | ScoreRequest] = []
+        self.running: set[str] = set()
+        self.most_running = 0
+        self.aborted: list[str] = []
+        self.unloaded: list[int] = []
+        self.validated: list[AdapterSource] = []
+        self._go = asyncio.Event()
+        self._go.set()
+        self._changed = asyncio.Event()
+        self._dead = False
+        self._start_error: str | None = None
+
+    # What a test does with it
+
+    def hold(self) -> None:
+        """Requests stop before their first text."""
+        self._go.clear()
+
+    def release(self) -> None:
+        self._go.set()
+
+    def die(self) -> None:
+        """Everything in flight ends with an ``EngineDiedError``."""
+        self._dead = True
+        self._go.set()
+
+    async def until(self, condition: Callable[[ScriptedEngine], bool]) -> None:
+        """Wait until a condition over this engine holds."""
+        async with asyncio.timeout(10):
+            while not condition(self):
+                self._changed.clear()
+                await self._changed.wait()
+
+    # The engine contract
+
+    async def start(self) -> None:
+        self.state = "ready"
+
+    async def stop(self) -> None:
+        self.state = "stopped"
+
+    async def validate(self, source: AdapterSource) -> None:
+        self.validated.append(source)
+        if self.unloadable:
+            raise AdapterLoadError(self.unloadable)
+
+    async def load(self, source: AdapterSource) -> None:
+        pass
+
+    async def unload(self, engine_id: int) -> None:
+        self.unloaded.append(engine_id)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        prompt_tokens = self._enter(request)
+        finished = False
+        try:
+            await self._wait()
+            words = self.answer(request).split(" ")
+            length = len(words) > request.sampling.max_tokens
+            words = words[: request.sampling.max_tokens]
+            for number, word in enumerate(words):
+                text = word if number == 0 else f" {word}"
+                logprobs = request.sampling.logprobs
+                tokens = ()
+                if logprobs is not None:
+                    tokens = (TokenLogprob(text, -0.5, tuple((f"{text}{n}", -1.0 - n) for n in range(logprobs))),)
+                if number > 0:
+                    await asyncio.sleep(0)
+                    await self._wait()
+                yield Delta(text=text, tokens=tokens)
+            finished = True
+            yield Delta(
+                finish_reason="length" if length else "stop",
+                prompt_tokens=prompt_tokens,
+                completion_tokens=len(words),
+            )
+        finally:
+            self._leave(request.id, finished)
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        prompt_tokens = self._enter(request)
+        finished = False
+        try:
+            await self._wait()
+            finished = True
+            scores = tuple(Scored(_likelihood(request.prompt, text), len(text.split())) for text in request.candidates)
+            return ScoreResult(scores, prompt_tokens, sum(score.tokens for score in scores))
+        finally:
+            self._leave(request.id, finished)
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        return [[1.0, 0.0] for _ in texts]
+
+    async def stats(self) -> EngineStats:
+        return EngineStats(running=len(self.running), slots=self.capabilities.slots)
+
+    def _enter(self, request: GenerateRequest | ScoreRequest) -> int:
+        if self.state != "ready":
+            raise EngineUnavailableError(self.error or "the engine is not running")
+        self.requests.append(request)
+        texts = [message.content for message in request.prompt.messages] or [request.prompt.text or ""]
+        tokens = sum(len(text.split()) for text in texts)
+        if tokens > self.context:
+            raise PromptTooLongError(f"the prompt has {tokens} tokens, the context {self.context}")
+        if request.adapter is not None and self.unloadable:
+            raise AdapterLoadError(self.unloadable)
+        self.running.add(request.id)
+        self.most_running = max(self.most_running, len(self.running))
+        self._changed.set()
+        return tokens
+
+    async def _wait(self) -> None:
+        await self._go.wait()
+        if self._dead:
+            raise EngineDiedError("the engine's process ended (signal SIGKILL) during the answer")
+
+    def _leave(self, request_id: str, finished: bool) -> None:
+        self.running.discard(request_id)
+        if not finished:
+            self.aborted.append(request_id)
+        self._changed.set()
+
+
+def _likelihood(prompt: PromptInput, candidate: str) -> float:
+    """Some log-probability, the same for the same words."""
+    digest = hashlib.sha256(f"{last_words(prompt)}|{candidate}".encode()).digest()
+    return -1.0 - digest[0] / 16

@@ -1,0 +1,52 @@
+"""A registry in an empty folder, and folders to publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from graft_server.registry import Lineage, Registry
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def registry(data_dir: Path) -> Iterator[Registry]:
+    opened = Registry.open(data_dir)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """``make_folder("x")`` is a folder with an adapter's files; the same text gives the same content."""
+
+    def make(text: str = "weights") -> Path:
+        folder = tmp_path / f"trained-{text}"
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_text('{"r": 8}')
+        (folder / "adapter_model.safetensors").write_text(text)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def lineage() -> Lineage:
+    return Lineage(
+        task="translation", method="lora", rank=8, base_model="smollm2", base_fingerprint="f" * 64, options={"r": 8}
+    )
+
+
+@pytest.fixture
+def dataset(registry: Registry, make_folder: MakeFolder) -> str:
+    """The id of a stored translation dataset."""
+    folder = make_folder("rows")
+    return registry.add_dataset(task="translation", format="jsonl", rows=3, bad_rows=0, folder=folder).id

@@ -1,0 +1,65 @@
+"""The schema: migrations give what the code expects, also when two processes run them, and never downgrade."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
+
+from graft_server.registry import NewerDatabaseError, Registry
+from graft_server.registry.models import Table
+
+
+def test_the_migrations_lead_to_the_models(registry, data_dir):
+    engine = create_engine(f"sqlite:///{data_dir / 'registry.db'}")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+
+
+def test_a_newer_database_is_left_alone(registry, data_dir, make_folder, lineage):
+    registry.publish("x", make_folder(), lineage)
+    registry.close()
+    with sqlite3.connect(data_dir / "registry.db") as connection:
+        (known,) = connection.execute("select version_num from alembic_version").fetchone()
+        connection.execute("update alembic_version set version_num = '9999'")
+    with pytest.raises(NewerDatabaseError, match=f"revision 9999.*{known}.*upgrade"):
+        Registry.open(data_dir)
+    assert len(list((data_dir / "artefacts").glob("*/*"))) == 1
+
+
+def test_it_is_durable_and_readable_while_written(registry, data_dir):
+    with registry._database.read() as session:
+        pragmas = {
+            name: session.connection().exec_driver_sql(f"pragma {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
+
+
+_OPEN = """
+import sys
+from pathlib import Path
+from graft_server.registry import Registry
+
+print("ready", flush=True)
+sys.stdin.readline()
+Registry.open(Path(sys.argv[1])).close()
+print("open", flush=True)
+"""
+
+
+def test_processes_that_create_the_database_at_the_same_time_agree(data_dir):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    openers = [subprocess.Popen([sys.executable, "-c", _OPEN, str(data_dir)], **pipes) for _ in range(3)]
+    for opener in openers:
+        assert opener.stdout.readline() == "ready\n"
+    for opener in openers:
+        opener.stdin.write("go\n")
+        opener.stdin.flush()
+    assert [opener.communicate(timeout=60)[0] for opener in openers] == ["open\n"] * 3
+    assert [opener.returncode for opener in openers] == [0, 0, 0]

@@ -1,0 +1,211 @@
+"""The OpenAI-shaped routes: documents, streams, errors, and which adapter answered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from graft_server.services import Services
+from support.scripted_engine import FINGERPRINT
+from support.serving import engine_of, publish, sse
+
+HELLO = [{"role": "user", "content": "hello you"}]
+
+
+async def chat(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
+    return await client.post("/v1/chat/completions", json={"messages": HELLO, **body})
+
+
+def chunks(response: httpx.Response) -> list[dict[str, Any]]:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    data = [event["data"] for event in sse(response.text)]
+    assert data[-1] == "[DONE]"
+    return [json.loads(chunk) for chunk in data[:-1]]
+
+
+async def test_models_are_the_base_and_every_adapter(
+    client: httpx.AsyncClient, services: Services, tmp_path: Path
+) -> None:
+    publish(services, tmp_path, "de")
+    publish(services, tmp_path, "de")
+    models = (await client.get("/v1/models")).json()
+    assert models["object"] == "list"
+    assert [(model["id"], model["parent"], model["root"]) for model in models["data"]] == [
+        ("tiny", None, "tiny"),
+        ("de", "tiny", "de@2"),
+    ]
+    assert (await client.get("/v1/models/de@1")).json()["root"] == "de@1"
+    assert (await client.get("/v1/models/base")).json()["id"] == "base"
+    response = await client.get("/v1/models/dee")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert "'de'" in response.json()["error"]["message"]
+
+
+async def test_a_chat_with_the_base_model_takes_the_messages_as_they_are(
+    client: httpx.AsyncClient, services: Services
+) -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "hello "}, {"type": "text", "text": "you"}]},
+    ]
+    response = await chat(client, model="tiny", messages=messages)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["object"] == "chat.completion"
+    assert answer["id"].startswith("chatcmpl-")
+    assert answer["model"] == "base"
+    assert answer["system_fingerprint"] == f"fp_{FINGERPRINT[:12]}"
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "base: hello you", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+    sent = engine_of(services).requests[0].prompt.messages
+    assert [(message.role, message.content) for message in sent] == [("system", "Be brief."), ("user", "hello you")]
+
+
+async def test_a_chat_with_an_adapter_goes_through_its_task(
+    client: httpx.AsyncClient, services: Services, tmp_path: Path
+) -> None:
+    publish(services, tmp_path, "de", state={"target_language": "de"})
+    response = await chat(client, model="de")
+    assert response.headers["x-graft-adapter"] == "de@1"
+    assert response.json()["model"] == "de@1"
+    assert response.json()["choices"][0]["message"]["content"] == "de@1: hello you"
+    assert engine_of(services).requests[0].prompt.messages[0].content == "Translate to German."
+
+
+async def test_a_streamed_chat_has_openais_chunks(client: httpx.AsyncClient) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    parts = chunks(await chat(client, model="base", **options))
+    assert {part["object"] for part in parts} == {"chat.completion.chunk"}
+    assert len({part["id"] for part in parts}) == 1
+    deltas = [part["choices"][0]["delta"] for part in parts[:-1]]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta.get("content", "") for delta in deltas) == "base: hello you"
+    assert parts[-2]["choices"][0]["finish_reason"] == "stop"
+    assert parts[-2]["choices"][0]["delta"] == {}
+    assert all(part["usage"] is None for part in parts[:-1])
+    assert (parts[-1]["choices"], parts[-1]["usage"]["total_tokens"]) == ([], 5)
+
+
+async def test_without_include_usage_no_chunk_has_usage(client: httpx.AsyncClient) -> None:
+    assert all("usage" not in part for part in chunks(await chat(client, model="base", stream=True)))
+
+
+async def test_a_scored_answer_streams_as_one_chunk(
+    client: httpx.AsyncClient, services: Services, tmp_path: Path
+) -> None:
+    catalogue = services.host.task("recommendation")
+    examples = [catalogue.parse_row({"history": ["Heat", "Alien", "Up"]})]
+    publish(services, tmp_path, "films", "recommendation", state=catalogue.fit_state(examples).model_dump())
+    messages = [{"role": "user", "content": "Heat"}]
+    parts = chunks(await chat(client, model="films", messages=messages, stream=True))
+    contents = [part["choices"][0]["delta"].get("content") for part in parts]
+    assert len([content for content in contents if content]) == 1
+
+
+async def test_logprobs(client: httpx.AsyncClient) -> None:
+    response = await chat(client, model="base", logprobs=True, top_logprobs=2)
+    tokens = response.json()["choices"][0]["logprobs"]["content"]
+    assert [token["token"] for token in tokens] == ["base:", " hello", " you"]
+    assert tokens[0]["bytes"] == list(b"base:")
+    assert [token["logprob"] for token in tokens[0]["top_logprobs"]] == [-1.0, -2.0]
+    body = {"model": "base", "prompt": "a b", "logprobs": 1}
+    logprobs = (await client.post("/v1/completions", json=body)).json()["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["base:", " a", " b"]
+    assert logprobs["text_offset"] == [0, 5, 7]
+    assert logprobs["top_logprobs"][0] == {"base:0": -1.0}
+
+
+async def test_a_completion_continues_the_text_verbatim(
+    client: httpx.AsyncClient, services: Services, tmp_path: Path
+) -> None:
+    publish(services, tmp_path, "de")
+    response = await client.post("/v1/completions", json={"model": "de", "prompt": "Once upon"})
+    answer = response.json()
+    assert answer["object"] == "text_completion"
+    assert answer["choices"][0]["text"] == "de@1: Once upon"
+    request = engine_of(services).requests[0]
+    assert (request.prompt.text, request.prompt.messages) == ("Once upon", ())
+    assert request.sampling.max_tokens == 16
+
+
+async def test_several_prompts_give_a_choice_each(client: httpx.AsyncClient) -> None:
+    body = {"model": "base", "prompt": ["one", "two"]}
+    answer = (await client.post("/v1/completions", json=body)).json()
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
+        (0, "base: one"),
+        (1, "base: two"),
+    ]
+    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
+    parts = chunks(await client.post("/v1/completions", json={**body, "stream": True}))
+    texts = {0: "", 1: ""}
+    for part in parts:
+        texts[part["choices"][0]["index"]] += part["choices"][0]["text"]
+    assert texts == {0: "base: one", 1: "base: two"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "code", "param"),
+    [
+        ({"model": "nobody"}, 404, "invalid_request_error", "model_not_found", None),
+        ({"model": "base", "temperature": 9}, 400, "invalid_request_error", "invalid_request", "temperature"),
+        ({"model": "base", "tools": []}, 400, "invalid_request_error", "invalid_request", "tools"),
+        ({"model": "base", "messages": []}, 400, "invalid_request_error", "invalid_request", "messages"),
+        ({"model": "base", "top_logprobs": 2}, 400, "invalid_request_error", "invalid_request", "top_logprobs"),
+        (
+            {"model": "base", "stream_options": {}},
+            400,
+            "invalid_request_error",
+            "invalid_request",
+            "stream_options",
+        ),
+        (
+            {"model": "base", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            400,
+            "invalid_request_error",
+            "invalid_request",
+            "messages.0.content.0",
+        ),
+        (
+            {"model": "base", "messages": [{"role": "user", "content": "word " * 1200}]},
+            400,
+            "invalid_request_error",
+            "context_length_exceeded",
+            None,
+        ),
+    ],
+)
+async def test_errors_have_openais_shape(
+    client: httpx.AsyncClient, body: dict[str, Any], status: int, kind: str, code: str, param: str | None
+) -> None:
+    response = await chat(client, **body)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert (error["type"], error["code"], error["param"]) == (kind, code, param)
+    assert response.headers["x-request-id"]
+
+
+async def test_a_streamed_request_that_fails_at_once_has_its_own_status(client: httpx.AsyncClient) -> None:
+    body = {"model": "base", "prompt": "word " * 1200, "stream": True}
+    response = await client.post("/v1/completions", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_an_engine_that_is_not_ready_is_a_server_error(client: httpx.AsyncClient, services: Services) -> None:
+    engine_of(services).state = "starting"
+    response = await chat(client, model="base")
+    assert response.status_code == 503
+    assert response.json()["error"]["type"] == "server_error"
+    assert response.headers["retry-after"]
