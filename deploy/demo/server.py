@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from graft_client import Client
+from graft_client.errors import GraftError
 
 
 @contextmanager
@@ -48,14 +49,25 @@ def running_server(base_model: str, *, engine: str, data_dir: Path, cache_dir: P
 def _wait_until_ready(server: subprocess.Popen[bytes], note: Path, log: Path) -> str:
     shown = ""
     while server.poll() is None:
-        lines = [line for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
-        if lines and lines[-1] != shown:
-            shown = lines[-1]
-            print(f"  {shown}", flush=True)
+        message = _last_progress(log)
+        if message != shown:
+            shown = message
+            print(f"  {message}", flush=True)
         if note.exists():
             url = str(json.loads(note.read_text())["url"])
-            with Client(url) as client:
-                if client.live().status and client.status().ready:
-                    return url
-        time.sleep(0.2)
+            with Client(url, retries=0) as client, suppress(GraftError):
+                client.ready()
+                return url
+        time.sleep(0.5)
     raise SystemExit(f"the server ended while starting:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def _last_progress(log: Path) -> str:
+    """What the server's log says last about its starting up."""
+    message = ""
+    for line in log.read_text(errors="replace").splitlines():
+        with suppress(ValueError):
+            entry = json.loads(line)
+            if entry.get("logger") == "graft_server.progress":
+                message = str(entry["message"])
+    return message

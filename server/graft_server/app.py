@@ -166,7 +166,7 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     await runner.start()
     stack.push_async_callback(runner.stop)
     services.jobs = runner
-    progress.__exit__(None, None, None)
+    progress.close()
     sys.stdout.write(f"Serving {base.name} at {url}\n")
     sys.stdout.flush()
 

@@ -40,6 +40,10 @@ class StartupProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar off the terminal; doing so twice is harmless."""
         if self._bar is not None:
             self._bar.stop()
 

@@ -170,6 +170,11 @@ class TranslationTask(Task[TranslationExample, TranslationRequest, TranslationRe
             metrics["placeholders_kept"] = Metric(value=1 - lost / total)
         return Report(primary="chrf", metrics=metrics, rows=len(pairs))
 
+    def baselines(self, test: Sequence[TranslationExample], state: TranslationState) -> dict[str, Report]:
+        """What the untranslated text scores: names and numbers alone can be worth a lot."""
+        copies = [(example, TranslationResponse(translation=example.source)) for example in test]
+        return {"copy": self.evaluate(copies, state)}
+
 
 def _template(text: str) -> str:
     """A text without placeholders, digits, punctuation and case; the text itself if nothing else is left."""

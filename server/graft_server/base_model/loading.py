@@ -35,7 +35,10 @@ def load_model(base: BaseModel, *, dtype: str, device: str) -> PreTrainedModel:
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    # Its bars would tear the server's log apart.
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base.path, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +80,19 @@ def load_job_data(
     return JobData(
         train=train,
         validation=validation,
-        held_out=list(split.test),
+        # Whole groups were held out, which can be many more rows than were asked for.
+        held_out=_sample(split.test, options.test_rows(len(examples)), options.seed),
         state=state,
         bad_rows=len(dataset.errors),
         long_rows=len(pairs) - len(train),
     )
+
+
+def _sample(rows: Sequence[BaseModel], most: int, seed: int) -> list[BaseModel]:
+    """At most so many of the rows, in their order, the same ones for the same seed."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), most))]
 
 
 def _tokenise(pairs: Sequence[TrainingPair], tokenizer: Any, limit: int) -> list[TokenRow]:

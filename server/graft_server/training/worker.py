@@ -77,6 +77,7 @@ class Worker:
         self._folder = folder
         self._channel = channel
         self._stop = stop
+        self._progress = JobProgress()
 
     def run(self) -> int:
         """Train, or report what an earlier run of this job left; the exit code."""
@@ -161,6 +162,8 @@ class Worker:
         device = choose_device(spec.device)
         dtype = choose_dtype(options.training.precision, device)
         model = load_model(base, dtype=str(dtype).removeprefix("torch."), device=device)
+        # PEFT writes this name into the adapter's files; a path of this machine would mean nothing elsewhere.
+        model.name_or_path = base.name
         attached = method.attach(model, options.method_options, seed=options.training.seed)
         return Trainer(
             attached,
@@ -170,7 +173,7 @@ class Worker:
             options.training,
             checkpoints=self._folder / CHECKPOINT_FOLDER,
             hooks=Hooks(
-                progress=lambda progress: self._channel.say(MetricsLine(progress=progress)),
+                progress=self._report,
                 checkpoint=lambda step: self._channel.say(CheckpointLine(step=step)),
                 should_stop=self._stop.is_set,
             ),
@@ -198,7 +201,11 @@ class Worker:
     def _phase(self, phase: str) -> None:
         if self._stop.is_set():
             raise Stopped
-        self._channel.say(MetricsLine(progress=JobProgress(phase=phase)))
+        self._report(self._progress.model_copy(update={"phase": phase}))
+
+    def _report(self, progress: JobProgress) -> None:
+        self._progress = progress
+        self._channel.say(MetricsLine(progress=progress))
 
     def _log_left_out(self, data: JobData, options: ResolvedOptions) -> None:
         counted = f"{len(data.train)} rows to train on, {len(data.held_out)} held out"

@@ -166,6 +166,18 @@ def test_placeholder_rate_and_bleu_stand_in_the_report() -> None:
     assert report.primary == "chrf"
 
 
+def test_an_untranslated_text_is_the_baseline() -> None:
+    task = TASKS["translation"]
+    rows = [
+        TranslationExample(source="Home Assistant", target="Home Assistant"),
+        TranslationExample(source="Turn off the lights", target="Licht ausschalten"),
+    ]
+    copied = task.baselines(rows, task.fit_state(rows))["copy"]
+    assert copied.primary == "chrf"
+    assert 20 < copied.score < 80
+    assert task.baselines(rows[:1], task.fit_state(rows))["copy"].score == pytest.approx(100)
+
+
 # Domain QA
 
 

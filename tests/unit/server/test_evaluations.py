@@ -14,6 +14,7 @@ import pytest
 from graft_server.registry.records import Lineage
 from graft_server.services import Services
 from graft_server.serving.evaluator import unpublished_source
+from graft_server.serving.job_results import JobResults
 from graft_server.training.options import resolve_options
 from support.scripted_engine import FINGERPRINT, last_words
 from support.serving import adapter_files, engine_of, ndjson, on_socket, parts, publish
@@ -135,3 +136,28 @@ async def test_a_result_that_is_not_published_is_measured_beside_the_base_and_un
     assert engine.unloaded == [source.engine_id]
     another = unpublished_source(ref="job", path="/nowhere", method="lora", rank=8)
     assert another.engine_id != source.engine_id
+
+
+async def test_a_jobs_result_is_measured_from_its_files(services: Services, tmp_path: Path) -> None:
+    engine = engine_of(services)
+    engine.answer = lambda request: "red Lampe" if request.adapter else "a red lamp"
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    registry, task = services.registry, services.host.task("translation")
+    dataset = registry.add_dataset(task=task.name, format="jsonl", rows=1, bad_rows=0, folder=rows)
+    job = registry.create_job(task=task.name, adapter="de", dataset=dataset.id, method="lora", options={})
+    folder = tmp_path / "result"
+    folder.mkdir()
+    for name, content in adapter_files(state={"target_language": "de"}).items():
+        (folder / name).write_bytes(content)
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(task.parse_row(ROWS[0]).model_dump_json() + "\n")
+    results = JobResults(services.host, services.evaluator)
+    summary = await results.evaluate(job, folder, held_out, lambda done, total: None)
+    assert summary.adapter.score == pytest.approx(100)
+    adapters = [request.adapter for request in engine.requests]
+    [source] = [adapter for adapter in adapters if adapter]
+    assert (source.path, source.method, source.rank) == (str(folder), "lora", 8)
+    assert engine.requests[0].prompt.messages[0].content == "Translate to German."
+    assert engine.unloaded == [source.engine_id]

@@ -1,0 +1,259 @@
+"""Jobs from the queue to a published version, with real worker processes: killed, cancelled, stopped and resumed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from graft_client.schemas.adapters import EvaluationSummary
+from graft_client.schemas.common import MetricReport, MetricValue
+from graft_client.schemas.jobs import JobState
+from graft_plugins.manager import PluginHost
+from graft_server.base_model.folder import BaseModel
+from graft_server.config import Settings
+from graft_server.registry import Registry
+from graft_server.registry.records import JobRecord, VersionRecord
+from graft_server.training.options import resolve_options
+from graft_server.training.runner import JobRunner
+from graft_server.training.spec import DONE, FAILED, RESULT_FOLDER, STOPPED
+from support.adapter_files import read_adapter
+
+pytestmark = pytest.mark.torch
+
+ROWS = "".join(json.dumps({"source": f"Turn lamp {n} on", "target": f"Lampe {n} an"}) + "\n" for n in range(40))
+OPTIONS = {
+    "r": 4,
+    "batch_size": 4,
+    "epochs": 3,
+    "checkpoint_every": 2,
+    "validation_rows": 0,
+    "precision": "fp32",
+    "dropout": 0.1,
+}
+SUMMARY = EvaluationSummary(adapter=MetricReport(primary="chrf", metrics={"chrf": MetricValue(value=9.0)}, rows=8))
+
+
+class Jobs:
+    """A registry, a runner over it, and what happened."""
+
+    def __init__(self, registry: Registry, host: PluginHost, base: BaseModel, data_dir: Path) -> None:
+        self.registry = registry
+        self.host = host
+        self.published: list[VersionRecord] = []
+        self.finished: list[JobRecord] = []
+        self.evaluate: Callable[..., Any] = self._evaluate
+        self._heard: asyncio.Queue[tuple[str, str, dict[str, Any]]] = asyncio.Queue()
+        self._over: asyncio.Queue[JobRecord] = asyncio.Queue()
+        self._settings = Settings(base_model="tiny", data_dir=data_dir)
+        self._base = base
+        self._listen(asyncio.get_running_loop())
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        real = self.registry.add_event
+
+        def add_event(job_id: str, kind: Any, data: dict[str, Any]) -> Any:
+            event = real(job_id, kind, data)
+            loop.call_soon_threadsafe(self._heard.put_nowait, (job_id, kind, data))
+            return event
+
+        self.registry.add_event = add_event  # type: ignore[method-assign]
+
+    def runner(self) -> JobRunner:
+        def finish(job: JobRecord) -> None:
+            self.finished.append(job)
+            self._over.put_nowait(job)
+
+        async def evaluate(*arguments: Any) -> EvaluationSummary:
+            return await self.evaluate(*arguments)
+
+        return JobRunner(self.registry, self.host, self._base, self._settings, evaluate, self.published.append, finish)
+
+    async def _evaluate(
+        self, job: JobRecord, folder: Path, held_out: Path, progress: Callable[[int, int], None]
+    ) -> EvaluationSummary:
+        assert (folder / "adapter_model.safetensors").exists()
+        rows = held_out.read_text().splitlines()
+        for done in range(len(rows)):
+            progress(done + 1, len(rows))
+        return SUMMARY
+
+    def submit(self, rows: str = ROWS, *, adapter: str = "de", bad_rows: int = 0, **options: Any) -> JobRecord:
+        source = self._settings.data_dir / "upload"
+        source.mkdir(parents=True, exist_ok=True)
+        (source / "rows.jsonl").write_text(rows)
+        dataset = self.registry.add_dataset(
+            task="translation", format="jsonl", rows=40, bad_rows=bad_rows, folder=source
+        )
+        method = "lora"
+        flat = resolve_options(self.host.task("translation"), self.host.method(method), OPTIONS | options).flat
+        return self.registry.create_job(
+            task="translation", adapter=adapter, dataset=dataset.id, method=method, options=flat
+        )
+
+    async def heard(self, kind: str, holds: Callable[[dict[str, Any]], bool] = lambda data: True) -> dict[str, Any]:
+        """The next event of this kind that holds."""
+        async with asyncio.timeout(90):
+            while True:
+                _, found, data = await self._heard.get()
+                if found == kind and holds(data):
+                    return data
+
+    async def over(self) -> JobRecord:
+        """The next job that finishes."""
+        async with asyncio.timeout(90):
+            return await self._over.get()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    opened = Registry.open(tmp_path / "data")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+async def jobs(registry: Registry, host: PluginHost, base: BaseModel, tmp_path: Path) -> Jobs:
+    return Jobs(registry, host, base, tmp_path / "data")
+
+
+@pytest.fixture
+async def runner(jobs: Jobs) -> AsyncIterator[JobRunner]:
+    runner = jobs.runner()
+    await runner.start()
+    yield runner
+    await runner.stop()
+
+
+def worker() -> psutil.Process:
+    [found] = [p for p in psutil.Process().children() if "graft_server.training.worker" in p.cmdline()]
+    return found
+
+
+async def test_a_killed_worker_goes_on_and_ends_like_an_unbroken_one(jobs: Jobs, runner: JobRunner) -> None:
+    unbroken = jobs.submit()
+    runner.wake()
+    assert (await jobs.over()).state is JobState.succeeded
+
+    killed = jobs.submit(adapter="de2")
+    runner.wake()
+    await jobs.heard("checkpoint", lambda data: data["step"] >= 4)
+    worker().kill()
+    log = await jobs.heard("log", lambda data: "SIGKILL" in data["message"])
+    assert log["message"] == "the worker was ended by SIGKILL (start 1 of 3)"
+    finished = await jobs.over()
+
+    assert finished.id == killed.id
+    assert (finished.state, finished.version, finished.error) == (JobState.succeeded, "de2@1", None)
+    one, other = (read_adapter(version.path)[1] for version in jobs.published)
+    assert one.keys() == other.keys()
+    assert all(one[name].allclose(other[name], atol=1e-6) for name in one)
+    lineage = jobs.published[0].lineage
+    assert (lineage.job, lineage.task, lineage.method, lineage.rank) == (unbroken.id, "translation", "lora", 4)
+    assert lineage.evaluation == SUMMARY
+    assert lineage.train_tokens is not None
+    assert lineage.train_tokens > 500
+    assert lineage.options["batch_size"] == 4
+    phases = [e.data["phase"] for e in jobs.registry.events(unbroken.id) if e.kind == "metrics"]
+    assert list(dict.fromkeys(phases)) == ["reading data", "loading the base model", "training", "saving", "evaluating"]
+    result = json.loads((jobs.published[0].path / "graft.json").read_text())
+    assert result["base_fingerprint"] == lineage.base_fingerprint
+    assert not any("/" in str(value) for value in read_adapter(jobs.published[0].path)[0].values())
+
+
+async def test_a_cancelled_job_keeps_its_checkpoint_and_resumes(jobs: Jobs, runner: JobRunner) -> None:
+    job = jobs.submit(epochs=500, checkpoint_every=1000)
+    runner.wake()
+    await jobs.heard("metrics", lambda data: data["step"] >= 1)
+    jobs.registry.request_cancel(job.id)
+    await runner.cancel(job.id)
+    assert (await jobs.over()).state is JobState.cancelled
+    [kept] = list((job.folder / "checkpoints").iterdir())
+    step = int(kept.name.removeprefix("step-"))
+    assert step >= 1
+    assert not (job.folder / RESULT_FOLDER).exists()
+    jobs.registry.update_job(job.id, options=job.options | {"epochs": 1, "max_steps": step})
+    jobs.registry.resume_job(job.id)
+    runner.wake()
+    finished = await jobs.over()
+    assert finished.state is JobState.succeeded
+    assert finished.progress.phase == "evaluating"
+
+
+async def test_a_stopped_server_queues_its_job_again(jobs: Jobs) -> None:
+    job = jobs.submit(epochs=500, checkpoint_every=1000)
+    first = jobs.runner()
+    await first.start()
+    await jobs.heard("metrics", lambda data: data["step"] >= 1)
+    await first.stop()
+    assert jobs.registry.job(job.id).state is JobState.queued
+    assert list((job.folder / "checkpoints").iterdir())
+    assert jobs.finished == []
+    assert [p for p in psutil.Process().children() if "graft_server.training.worker" in p.cmdline()] == []
+
+
+async def test_a_failed_evaluation_is_tried_again_without_training(jobs: Jobs, runner: JobRunner) -> None:
+    works = jobs.evaluate
+
+    async def fails(*_: Any) -> EvaluationSummary:
+        raise RuntimeError("the engine is not running")
+
+    jobs.evaluate = fails
+    job = jobs.submit(max_steps=2)
+    runner.wake()
+    failed = await jobs.over()
+    assert failed.state is JobState.failed
+    assert failed.error == "the evaluation failed: the engine is not running; resume the job to try it again"
+    made = (job.folder / RESULT_FOLDER / "adapter_model.safetensors").stat().st_mtime_ns
+    jobs.evaluate = works
+    jobs.registry.resume_job(job.id)
+    runner.wake()
+    assert (await jobs.over()).state is JobState.succeeded
+    assert (job.folder / RESULT_FOLDER / "adapter_model.safetensors").stat().st_mtime_ns == made
+
+
+async def test_bad_rows_fail_the_job_unless_they_are_skipped(jobs: Jobs, runner: JobRunner) -> None:
+    bad = ROWS + '{"source": "only"}\n'
+    jobs.submit(bad)
+    runner.wake()
+    failed = await jobs.over()
+    assert failed.state is JobState.failed
+    assert failed.error is not None
+    assert "rows.jsonl:41" in failed.error
+    # The same files are the same dataset, so these differ.
+    jobs.submit(bad + "\n", bad_rows=1, max_steps=1)
+    runner.wake()
+    assert await jobs.heard("log", lambda data: data["message"] == "1 bad rows were skipped")
+    assert (await jobs.over()).state is JobState.succeeded
+
+
+async def test_options_that_do_not_fit_the_model_fail_with_a_sentence(jobs: Jobs, runner: JobRunner) -> None:
+    jobs.submit(target_modules="q_pro")
+    runner.wake()
+    failed = await jobs.over()
+    assert failed.error == "target_modules: the base model has no linear module 'q_pro'; did you mean 'q_proj'?"
+
+
+async def test_a_worker_by_hand(jobs: Jobs, runner: JobRunner) -> None:
+    """The exit codes, and a stdout that carries nothing but JSON lines."""
+    job = jobs.submit(max_steps=1)
+    runner.wake()
+    await jobs.over()
+    command = [sys.executable, "-m", "graft_server.training.worker", str(job.folder)]
+    again = await asyncio.to_thread(subprocess.run, command, capture_output=True, input="", text=True)
+    assert again.returncode == DONE
+    assert [json.loads(line)["kind"] for line in again.stdout.splitlines()] == ["done"]
+    (job.folder / RESULT_FOLDER).rename(job.folder / "gone")
+    orphan = await asyncio.to_thread(subprocess.run, command, capture_output=True, input="", text=True)
+    assert orphan.returncode == STOPPED, "the end of stdin stops it"
+    (job.folder / "spec.json").write_text("{}")
+    broken = await asyncio.to_thread(subprocess.run, command, capture_output=True, stdin=subprocess.DEVNULL, text=True)
+    assert broken.returncode == FAILED
+    assert json.loads(broken.stdout.splitlines()[-1])["kind"] == "failed"
