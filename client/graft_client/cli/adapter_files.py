@@ -20,7 +20,7 @@ def adapter_files(folder: Path) -> list[Path]:
 
     Raises:
         UsageError: there is no such folder.
-        DataError: a file is missing, or the weights are pickled.
+        DataError: a file is missing or lies elsewhere, or the weights are pickled.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
@@ -35,7 +35,12 @@ def adapter_files(folder: Path) -> list[Path]:
     for name in _REQUIRED:
         if not (folder / name).is_file():
             raise DataError(f"{folder / name}: missing; a PEFT adapter folder holds {' and '.join(_REQUIRED)}")
-    return [folder / name for name in (*_REQUIRED, *_OPTIONAL) if (folder / name).is_file()]
+    files = [folder / name for name in (*_REQUIRED, *_OPTIONAL) if (folder / name).is_file()]
+    for file in files:
+        # A folder from somebody else must not send what lies beside it.
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{file}: a link that leaves the folder, to {file.resolve()}; copy the file instead")
+    return files
 
 
 def check_target(folder: Path, *, force: bool) -> None:

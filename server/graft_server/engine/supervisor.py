@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from graft_server.children import compute_environment
 from graft_server.engine import base, messages
 from graft_server.engine.base import (
     AdapterSource,
@@ -163,6 +164,7 @@ class SupervisedEngine:
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
+                env=compute_environment(),
             )
         ours.setblocking(False)
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=1 << 20)

@@ -225,8 +225,9 @@ def _copy_file(source: Path, target: Path, name: str, *, allow_pickles: bool) ->
     digest, size = hashlib.sha256(), 0
     # Should the file be swapped for a link after the look above, opening it fails.
     with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as reader, target.open("xb") as writer:
+        whole = os.fstat(reader.fileno()).st_size
         while block := reader.read(_BLOCK):
-            if size == 0 and not allow_pickles and _PICKLE_HEAD.match(block):
+            if size == 0 and not allow_pickles and _is_pickle(block, whole):
                 raise RefusedArtefactError(f"{source}: pickled files can run code and are refused, use safetensors")
             digest.update(block)
             size += len(block)
@@ -234,6 +235,14 @@ def _copy_file(source: Path, target: Path, name: str, *, allow_pickles: bool) ->
         writer.flush()
         os.fsync(writer.fileno())
     return StoredFile(name, size, digest.hexdigest())
+
+
+def _is_pickle(head: bytes, size: int) -> bool:
+    """Whether a file of ``size`` bytes that begins with ``head`` is a pickle."""
+    # A safetensors file begins with the length of its JSON header, whose bytes can be those of the opcode PROTO.
+    if head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") <= size:
+        return False
+    return _PICKLE_HEAD.match(head) is not None
 
 
 def _hash_file(path: Path, name: str) -> StoredFile:

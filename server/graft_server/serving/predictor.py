@@ -119,7 +119,21 @@ class Predictor:
         return await self.answer(await self.prepare(request))
 
     async def answer(self, plan: Plan, *, source: AdapterSource | None = None, observed: bool = True) -> Answer:
-        """Run a plan to its end. See ``stream``."""
+        """Run a plan to its end. See ``stream``.
+
+        An answer that the engine died in the middle of is begun anew, once: its caller has seen nothing of it.
+        """
+        begun = False
+        try:
+            async with aclosing(self.stream(plan, source=source, observed=observed)) as events:
+                async for event in events:
+                    if isinstance(event, Answer):
+                        return event
+                    begun = True
+        except ProblemError as error:
+            # Where nothing had come yet, the supervisor has replayed it already.
+            if error.code != "engine-died" or not begun:
+                raise
         async with aclosing(self.stream(plan, source=source, observed=observed)) as events:
             async for event in events:
                 if isinstance(event, Answer):

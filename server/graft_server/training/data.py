@@ -64,8 +64,12 @@ def load_job_data(
     if len(examples) < 2:
         raise DatasetError(f"{len(examples)} usable rows are too few: give at least 2, one to train and one to test on")
     split = task.split(examples, test_rows=options.test_rows(len(examples)), seed=options.seed)
-    if not split.train:
-        raise DatasetError("no row is left to train on: all of them belong to one group, which is held out")
+    if not split.train or not split.test:
+        side = "to train on" if not split.train else "to hold out for the evaluation"
+        raise DatasetError(
+            f"no row is left {side}: the {len(examples)} examples are too alike to be split without the one side "
+            "giving the other's answers away; add rows of other groups"
+        )
     state = task.fit_state(split.train)
     watched = options.watched_rows(len(split.train))
     inner = task.split(split.train, test_rows=watched, seed=options.seed + 1) if watched else None

@@ -9,37 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
-
-
-def choose_device(wanted: str) -> str:
-    """``auto`` is CUDA, then MPS, then the CPU.
-
-    Raises:
-        ValueError: the device is not on this machine.
-    """
-    if wanted == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"training_device {wanted!r} is not on this machine; use auto") from error
-    return wanted
-
-
-def choose_dtype(precision: Literal["auto", "bf16", "fp32"], device: str) -> torch.dtype:
-    """``auto`` is bf16 where the hardware multiplies it natively, else fp32."""
-    if precision == "auto":
-        if device.startswith("cuda"):
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = device == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 class MasterWeights:

@@ -22,6 +22,7 @@ from graft_client.schemas.jobs import JobProgress
 from graft_plugins.errors import UnknownNameError
 from graft_plugins.manager import PluginHost
 from graft_plugins.method import AdapterFault, AdapterMethod
+from graft_server.base_model.device import choose_device, choose_dtype
 from graft_server.base_model.errors import BaseModelError
 from graft_server.base_model.loading import load_model, load_tokenizer
 from graft_server.base_model.source import BaseModel as BaseModelOnDisk
@@ -29,7 +30,6 @@ from graft_server.plugins import server_plugins
 from graft_server.training.data import DatasetError, JobData, load_job_data
 from graft_server.training.files import whole_folder, write_whole
 from graft_server.training.options import OptionError, ResolvedOptions, resolve_options
-from graft_server.training.precision import choose_device, choose_dtype
 from graft_server.training.spec import (
     CHECKPOINT_FOLDER,
     DONE,
@@ -51,6 +51,8 @@ from graft_server.training.spec import (
 )
 from graft_server.training.trainer import Hooks, Stopped, Trainer, TrainingError
 
+#: The option's values as names of torch's types.
+_DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}
 #: Errors whose text is a sentence for the person who started the job.
 _CLEAR = (TrainingError, DatasetError, AdapterFault, OptionError, BaseModelError, UnknownNameError)
 
@@ -160,8 +162,8 @@ class Worker:
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         device = choose_device(spec.device)
-        dtype = choose_dtype(options.training.precision, device)
-        model = load_model(base, dtype=str(dtype).removeprefix("torch."), device=device)
+        dtype = choose_dtype(_DTYPES[options.training.precision], device)
+        model = load_model(base, dtype=dtype, device=device)
         # PEFT writes this name into the adapter's files; a path of this machine would mean nothing elsewhere.
         model.name_or_path = base.name
         attached = method.attach(model, options.method_options, seed=options.training.seed)

@@ -28,7 +28,13 @@ from support.adapter_files import read_adapter
 
 pytestmark = pytest.mark.torch
 
-ROWS = "".join(json.dumps({"source": f"Turn lamp {n} on", "target": f"Lampe {n} an"}) + "\n" for n in range(40))
+WORDS = [first + second for first in ("ka", "lo", "mi", "tu", "re") for second in ("sel", "dor", "ban", "fix")]
+ROWS = "".join(
+    json.dumps({"source": f"Turn the {word} {way}", "target": f"{word.title()} {way}schalten"}) + "\n"
+    for word in WORDS
+    for way in ("an", "aus")
+)
+ALIKE = "".join(json.dumps({"source": f"Turn lamp {n} on", "target": f"Lampe {n} an"}) + "\n" for n in range(40))
 OPTIONS = {
     "r": 4,
     "batch_size": 4,
@@ -79,8 +85,9 @@ class Jobs:
     async def _evaluate(
         self, job: JobRecord, folder: Path, held_out: Path, progress: Callable[[int, int], None]
     ) -> EvaluationSummary:
-        assert (folder / "adapter_model.safetensors").exists()
-        rows = held_out.read_text().splitlines()
+        read_adapter(folder)
+        with held_out.open() as lines:
+            rows = list(lines)
         for done in range(len(rows)):
             progress(done + 1, len(rows))
         return SUMMARY
@@ -98,18 +105,24 @@ class Jobs:
             task="translation", adapter=adapter, dataset=dataset.id, method=method, options=flat
         )
 
-    async def heard(self, kind: str, holds: Callable[[dict[str, Any]], bool] = lambda data: True) -> dict[str, Any]:
-        """The next event of this kind that holds."""
+    async def heard(self, job: JobRecord, kind: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The next event of this job and kind that holds."""
         async with asyncio.timeout(90):
             while True:
-                _, found, data = await self._heard.get()
-                if found == kind and holds(data):
+                of, found, data = await self._heard.get()
+                if (of, found) == (job.id, kind) and holds(data):
                     return data
 
     async def over(self) -> JobRecord:
         """The next job that finishes."""
         async with asyncio.timeout(90):
             return await self._over.get()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For workers: on a busy machine, threads on tiny tensors wait for each other most of the time."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
@@ -138,15 +151,15 @@ def worker() -> psutil.Process:
 
 
 async def test_a_killed_worker_goes_on_and_ends_like_an_unbroken_one(jobs: Jobs, runner: JobRunner) -> None:
-    unbroken = jobs.submit()
+    unbroken = jobs.submit(epochs=20, checkpoint_every=10)
     runner.wake()
     assert (await jobs.over()).state is JobState.succeeded
 
-    killed = jobs.submit(adapter="de2")
+    killed = jobs.submit(adapter="de2", epochs=20, checkpoint_every=10)
     runner.wake()
-    await jobs.heard("checkpoint", lambda data: data["step"] >= 4)
+    await jobs.heard(killed, "checkpoint", lambda data: data["step"] >= 20)
     worker().kill()
-    log = await jobs.heard("log", lambda data: "SIGKILL" in data["message"])
+    log = await jobs.heard(killed, "log", lambda data: "SIGKILL" in data["message"])
     assert log["message"] == "the worker was ended by SIGKILL (start 1 of 3)"
     finished = await jobs.over()
 
@@ -171,7 +184,7 @@ async def test_a_killed_worker_goes_on_and_ends_like_an_unbroken_one(jobs: Jobs,
 async def test_a_cancelled_job_keeps_its_checkpoint_and_resumes(jobs: Jobs, runner: JobRunner) -> None:
     job = jobs.submit(epochs=500, checkpoint_every=1000)
     runner.wake()
-    await jobs.heard("metrics", lambda data: data["step"] >= 1)
+    await jobs.heard(job, "metrics", lambda data: data["step"] >= 1)
     jobs.registry.request_cancel(job.id)
     await runner.cancel(job.id)
     assert (await jobs.over()).state is JobState.cancelled
@@ -191,7 +204,7 @@ async def test_a_stopped_server_queues_its_job_again(jobs: Jobs) -> None:
     job = jobs.submit(epochs=500, checkpoint_every=1000)
     first = jobs.runner()
     await first.start()
-    await jobs.heard("metrics", lambda data: data["step"] >= 1)
+    await jobs.heard(job, "metrics", lambda data: data["step"] >= 1)
     await first.stop()
     assert jobs.registry.job(job.id).state is JobState.queued
     assert list((job.folder / "checkpoints").iterdir())
@@ -228,10 +241,18 @@ async def test_bad_rows_fail_the_job_unless_they_are_skipped(jobs: Jobs, runner:
     assert failed.error is not None
     assert "rows.jsonl:41" in failed.error
     # The same files are the same dataset, so these differ.
-    jobs.submit(bad + "\n", bad_rows=1, max_steps=1)
+    job = jobs.submit(bad + "\n", bad_rows=1, max_steps=1)
     runner.wake()
-    assert await jobs.heard("log", lambda data: data["message"] == "1 bad rows were skipped")
+    assert await jobs.heard(job, "log", lambda data: data["message"] == "1 bad rows were skipped")
     assert (await jobs.over()).state is JobState.succeeded
+
+
+async def test_rows_that_can_not_be_split_fail_the_job(jobs: Jobs, runner: JobRunner) -> None:
+    jobs.submit(ALIKE)
+    runner.wake()
+    failed = await jobs.over()
+    assert failed.error is not None
+    assert "no row is left to hold out for the evaluation: the 40 examples are too alike" in failed.error
 
 
 async def test_options_that_do_not_fit_the_model_fail_with_a_sentence(jobs: Jobs, runner: JobRunner) -> None:

@@ -212,13 +212,14 @@ def test_figures_are_told_each_step(host: PluginHost, load_model: LoadModel, row
     assert all(progress.tokens_per_second for progress in told)
 
 
-def test_a_loss_that_explodes_ends_the_run_with_advice(
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(
     host: PluginHost, load_model: LoadModel, rows: list[Any]
 ) -> None:
-    options = TrainingOptions(learning_rate=10, optimizer="sgd", max_grad_norm=0, epochs=50, warmup_ratio=0)
-    model = attached(host, "output-head", load_model())
-    trainer = Trainer(model, host.method("output-head"), rows, [], options)
-    with pytest.raises(TrainingError, match=r"no longer finite .* lower learning_rate, which is 10"):
+    model = attached(host, "lora", load_model())
+    trainer = Trainer(model, host.method("lora"), rows, [], TrainingOptions(learning_rate=0.5))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[70] = float("nan")
+    with pytest.raises(TrainingError, match=r"no longer finite \(step 1: .* lower learning_rate, which is 0.5"):
         trainer.run()
 
 

@@ -29,13 +29,15 @@ def read_grafts(
     method = methods.get(source.method)
     if method is None:
         raise AdapterLoadError(f"{source.ref}: the adapter method {source.method!r} is not installed")
+    reading = CONFIG
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        reading = WEIGHTS
         tensors = load_file(folder / WEIGHTS, device="cpu")
     except FileNotFoundError as error:
-        raise AdapterLoadError(f"{source.ref}: {Path(error.filename or folder / WEIGHTS).name} is missing") from error
+        raise AdapterLoadError(f"{source.ref}: {reading} is missing") from error
     except (ValueError, SafetensorError, OSError) as error:
-        raise AdapterLoadError(f"{source.ref}: the adapter's files can't be read: {error}") from error
+        raise AdapterLoadError(f"{source.ref}: {reading} can't be read: {error}") from error
     if not isinstance(config, dict):
         raise AdapterLoadError(f"{source.ref}: {CONFIG} must hold a JSON object")
     try:

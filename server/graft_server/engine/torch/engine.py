@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 
 from graft_plugins.method import AdapterMethod
+from graft_server.base_model.device import choose_device, choose_dtype
 from graft_server.base_model.loading import load_model, load_tokenizer
 from graft_server.base_model.prompt import encode_prompt, encode_target, stop_token_ids
 from graft_server.base_model.source import BaseModel
@@ -37,7 +38,6 @@ from graft_server.engine.messages import EngineConfig
 from graft_server.engine.torch import constraints
 from graft_server.engine.torch.adapter_files import read_grafts
 from graft_server.engine.torch.answers import Answer, Scoring
-from graft_server.engine.torch.device import choose_device, choose_dtype
 from graft_server.engine.torch.resident import ResidentAdapter, make_resident
 from graft_server.engine.torch.runner import ModelRunner
 from graft_server.engine.torch.sampler import Draw, sample
