@@ -40,7 +40,7 @@ format: setup ## Rewrite the code as the linter wants it
 
 bench: setup ## Every benchmark, each writing build/bench/NAME.json
 	@PYTHONPATH=deploy $(BIN)/python -m demo.data
-	@$(BIN)/python tests/benchmarks/run.py
+	@PYTHONPATH=deploy $(BIN)/python tests/benchmarks/run.py
 
 clean: ## Remove what building and testing left behind (not the caches of models and data)
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

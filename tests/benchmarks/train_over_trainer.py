@@ -1,7 +1,7 @@
 """Training speed against ``transformers.Trainer`` with PEFT and full padded logits.
 
 Both train the same LoRA (r 16, all linear layers) on the same rows in the same batch size and precision, on the
-same machine, in alternating pairs. Tokens are all tokens of the rows, without padding.
+same machine, in short alternating pairs. Tokens are all tokens of the rows, without padding.
 
     python tests/benchmarks/train_over_trainer.py --base-model FOLDER --data rows.jsonl
 """
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--base-model", required=True, help="as for graft serve")
     parser.add_argument("--data", required=True, type=Path, help="rows of the task")
     parser.add_argument("--task", default="translation")
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=64, help="rows of one measurement")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--device", default="auto")
@@ -127,25 +127,29 @@ def main() -> None:
 
     host = PluginHost.load(only="", extra=server_plugins())
     base = resolve(arguments.base_model, arguments.cache_dir)
-    rows = read_rows(host, base, arguments.data, arguments.task, arguments.rows)
-    tokens = sum(len(row.ids) for row in rows)
+    rows = read_rows(host, base, arguments.data, arguments.task, arguments.rows * arguments.pairs)
+    if len(rows) < arguments.rows * arguments.pairs:
+        parser.error(f"{arguments.data} has {len(rows)} rows, but {arguments.rows * arguments.pairs} are needed")
     device = choose_device(arguments.device)
     dtype = choose_dtype({"bf16": "bfloat16", "fp32": "float32"}.get(arguments.precision, "auto"), device)
 
-    def one(side: str, some: list[TokenRow]) -> float:
+    def speed(side: str, some: list[TokenRow]) -> float:
+        """Tokens per second."""
         model = load_model(base, dtype=dtype, device=device)
         if side == "ours":
-            return ours(host, model, some, arguments.batch_size)
-        return theirs(model, some, arguments.batch_size, dtype == "bfloat16")
+            seconds = ours(host, model, some, arguments.batch_size)
+        else:
+            seconds = theirs(model, some, arguments.batch_size, dtype == "bfloat16")
+        return sum(len(row.ids) for row in some) / seconds
 
     console = Console()
     speeds: dict[str, list[float]] = {"ours": [], "trainer": []}
     for side in speeds:
-        one(side, rows[: arguments.batch_size])
+        speed(side, rows[: arguments.batch_size])
     for pair in range(arguments.pairs):
         # Who goes first alternates, so that a machine that slows down is unfair to neither.
         for side in sorted(speeds, reverse=bool(pair % 2)):
-            speeds[side].append(tokens / one(side, rows))
+            speeds[side].append(speed(side, rows[pair * arguments.rows : (pair + 1) * arguments.rows]))
             console.print(f"pair {pair + 1}: {side} {speeds[side][-1]:.0f} tokens/s")
     figures = [ratio("train_over_trainer", speeds["ours"], speeds["trainer"])]
     figures += [

@@ -36,8 +36,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with the tiny model. Tests leave it running and ready."""
+    """A server with the tiny model in fp32. Tests leave it running and ready."""
     data_dir = tmp_path_factory.mktemp("tiny") / "data"
     # A model this small only loses by more threads, most of all where other processes keep the cores busy.
-    with running(tiny_model, data_dir, threads=1, max_body_mib="1") as server:
+    with running(tiny_model, data_dir, "--dtype", "float32", threads=1, max_body_mib="1") as server:
         yield server

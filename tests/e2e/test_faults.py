@@ -26,7 +26,7 @@ from support.processes import ENGINE, Finished, ServerProcess, eventually, launc
 pytestmark = pytest.mark.torch
 
 #: Some seconds of work.
-MANY = SamplingOverrides(max_tokens=1500)
+MANY = SamplingOverrides(max_tokens=1200)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ METHODS = ("lora", "rslora", "dora", "bottleneck", "output-head")
 TEXT = "Turn off the lights"
 
 #: A run of some seconds with many checkpoints.
-LONG = {"max_steps": 120, "epochs": 100, "batch_size": 4, "checkpoint_every": 10, "eval_rows": 1, "r": 4}
+LONG = {"max_steps": 100, "epochs": 100, "batch_size": 4, "checkpoint_every": 10, "eval_rows": 1, "r": 4}
 SHORT = {"max_steps": 4, "epochs": 4, "eval_rows": 1}
 
 
@@ -176,23 +176,14 @@ def test_jobs_outlive_a_server_that_is_stopped_and_one_that_is_killed(
     assert not list((data_dir / "staging").iterdir())
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"max_length": 8}, "max_length"),
-        ({"learning_rate": 10, "optimizer": "sgd", "max_grad_norm": 0, "max_steps": 40, "epochs": 40}, "lower"),
-    ],
-)
-def test_a_job_that_can_not_work_says_why(
-    server: ServerProcess, translations: Path, options: dict[str, Any], reason: str
-) -> None:
+def test_a_job_that_can_not_work_says_why(server: ServerProcess, translations: Path) -> None:
+    # Whatever the update is, it overflows.
+    options = {"learning_rate": 10, "alpha": 1e30, "eval_rows": 1}
     settings = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
-    done = server.graft(
-        "train", "translation", "--data", translations, "--name", "never", *settings, "--set", "eval_rows=1", code=7
-    )
-    (job, *_) = server.json("jobs", "list", "--state", "failed")
-    assert done.error.startswith(f"job {job['id']} failed: ")
-    assert reason in done.error
+    done = server.graft("train", "translation", "--data", translations, "--name", "never", *settings, code=7)
+    (job,) = server.json("jobs", "list", "--state", "failed")
+    assert done.error.startswith(f"job {job['id']} failed: the loss is no longer finite (step ")
+    assert "lower learning_rate, which is 10" in done.error
     assert "\n" not in job["error"]
     assert job["version"] is None
     assert "no adapter 'never'" in server.graft("adapters", "show", "never", code=4).error
