@@ -31,7 +31,7 @@ class TrainingOptions(BaseModel):
     weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay of matrices; biases have none.")
     max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm to this; 0 does not clip.")
     epochs: int = Field(1, ge=1, le=1000, description="Passes over the training rows.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps.")
+    max_steps: int | None = Field(None, ge=1, description="Optimiser steps, instead of epochs.")
     batch_size: int = Field(16, ge=1, le=4096, description="Rows of one forward pass.")
     gradient_accumulation: int = Field(1, ge=1, le=1024, description="Forward passes of one optimiser step.")
     precision: Literal["auto", "bf16", "fp32"] = Field(

@@ -85,8 +85,7 @@ class Trainer:
             accumulation=options.gradient_accumulation,
             seed=options.seed,
         )
-        steps = options.epochs * self._plan.steps_per_epoch
-        self.total_steps = min(steps, options.max_steps or steps)
+        self.total_steps = options.max_steps or options.epochs * self._plan.steps_per_epoch
         self._state = RunState()
         self._best: list[torch.Tensor] = []
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=_SMOOTHING)
