@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import pytest_asyncio
 
 from graft_server.base_model import BaseModel, resolve
 from graft_server.engine.base import (
@@ -60,7 +61,7 @@ def config(base: BaseModel, engine: str) -> EngineConfig:
     )
 
 
-@pytest.fixture(scope="module", params=["torch"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["torch"])
 async def engine(request: pytest.FixtureRequest, base: BaseModel) -> AsyncIterator[SupervisedEngine]:
     engine = SupervisedEngine(config(base, request.param))
     await engine.start()
