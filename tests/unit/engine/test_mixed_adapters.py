@@ -24,6 +24,7 @@ from graft_server.engine.base import (
     ScoreRequest,
     ScoreResult,
 )
+from graft_server.engine.torch.block_pool import BlockPool
 from support.adapters import greedy, methods, random_adapter
 from support.tiny_model import save_tiny_model
 
@@ -181,8 +182,7 @@ def test_any_mixture_in_any_order_with_chunks_preemption_and_eviction(
     engine = rig.engine(events, max_batch_tokens=budget, max_slots=slots)
     if blocks == 1:
         # So small a cache that the longest prompt just fits: sequences push each other out.
-        engine.runner.pool._free = engine.runner.pool._free[-9:]
-        engine.runner.pool.total = 9
+        engine.runner.pool = engine.scheduler.pool = BlockPool(9, 16)
     cancelled = set()
     chance = random.Random(seed)
     pending = sorted(enumerate(arrivals), key=lambda item: item[1][2])

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from graft_server.engine.torch.block_pool import BlockPool
 from graft_server.engine.torch.scheduler import Scheduler
-from graft_server.engine.torch.sequence import Sequence
+from graft_server.engine.torch.sequence import Sequence, Tree
 
 
 def scheduler(blocks: int = 64, *, budget: int = 32, sequences: int = 8) -> Scheduler:
     return Scheduler(BlockPool(blocks, 4), max_batch_tokens=budget, max_sequences=sequences)
 
 
-def sequence(name: str, length: int) -> Sequence:
-    return Sequence(name, 0, list(range(length)))
+def sequence(name: str, length: int, *, first: int = 0) -> Sequence:
+    return Sequence(name, 0, list(range(first, first + length)))
 
 
 def test_a_long_prompt_is_computed_in_pieces_beside_decoding() -> None:
@@ -44,7 +44,7 @@ def test_running_sequences_are_bounded() -> None:
 
 def test_the_latest_arrival_gives_way_when_the_cache_is_full() -> None:
     s = scheduler(blocks=4, budget=32)
-    first, second = sequence("first", 8), sequence("second", 8)
+    first, second = sequence("first", 8), sequence("second", 8, first=100)
     s.add(first)
     s.add(second)
     s.advance(s.schedule())
@@ -61,7 +61,7 @@ def test_the_latest_arrival_gives_way_when_the_cache_is_full() -> None:
 
 def test_a_preempted_sequence_goes_back_before_later_arrivals() -> None:
     s = scheduler(blocks=4, budget=32)
-    first, second, third = sequence("first", 8), sequence("second", 8), sequence("third", 8)
+    first, second, third = (sequence(name, 8, first=100 * i) for i, name in enumerate(("first", "second", "third")))
     for each in (first, second, third):
         s.add(each)
     s.advance(s.schedule())
@@ -84,6 +84,83 @@ def test_allocating_too_much_takes_nothing() -> None:
     with pytest.raises(MemoryError):
         pool.allocate(3)
     assert pool.free == 2
+
+
+def test_a_prompt_computed_before_starts_behind_what_is_known() -> None:
+    s = scheduler()
+    first = sequence("first", 11)
+    s.add(first)
+    s.advance(s.schedule())
+    s.finish(first)
+    second = sequence("second", 14)
+    s.add(second)
+    (chunk,) = s.schedule()
+    # 11 tokens fill two blocks of 4; the third is not whole.
+    assert (chunk.start, chunk.count) == (8, 6)
+    assert s.reused_tokens == 8
+
+
+def test_a_prompt_known_to_the_end_still_computes_what_its_logits_need() -> None:
+    s = scheduler()
+    for name in ("first", "second"):
+        s.add(sequence(name, 8))
+        (chunk,) = s.schedule()
+        s.advance([chunk])
+        s.finish(chunk.sequence)
+    assert (chunk.start, chunk.count) == (4, 4)
+
+
+def test_running_sequences_share_what_is_alike() -> None:
+    s = scheduler()
+    first, second = sequence("first", 8), sequence("second", 9)
+    s.add(first)
+    s.advance(s.schedule())
+    s.add(second)
+    s.schedule()
+    assert second.blocks[:2] == first.blocks[:2]
+    s.finish(first)
+    assert s.pool.used == 3
+    s.finish(second)
+    assert s.pool.used == 0
+
+
+def test_nothing_is_shared_between_adapters() -> None:
+    s = scheduler()
+    one, other = Sequence("one", 1, list(range(8))), Sequence("other", 2, list(range(8)))
+    s.add(one)
+    s.advance(s.schedule())
+    s.add(other)
+    chunks = {c.sequence.id: c for c in s.schedule()}
+    assert chunks["other"].start == 0
+    assert not set(one.blocks) & set(other.blocks)
+
+
+def test_candidates_behind_a_prompt_are_never_found_by_others() -> None:
+    s = scheduler()
+    scored = sequence("scored", 4)
+    scored.tokens += [4, 5, 6, 7]
+    scored.tree = Tree(4, [-1] * 4 + [0] * 4, list(range(8)))
+    s.add(scored)
+    s.advance(s.schedule())
+    s.finish(scored)
+    s.add(sequence("plain", 9))
+    (chunk,) = s.schedule()
+    assert chunk.start == 4
+
+
+def test_the_end_of_an_idle_prefix_makes_room_first() -> None:
+    s = scheduler(blocks=4)
+    first = sequence("first", 12)
+    s.add(first)
+    s.advance(s.schedule())
+    s.finish(first)
+    other = Sequence("other", 1, list(range(8)))
+    s.add(other)
+    s.advance(s.schedule())
+    s.finish(other)
+    s.add(sequence("again", 13))
+    (chunk,) = s.schedule()
+    assert chunk.start == 8
 
 
 @settings(max_examples=200, deadline=None)
@@ -113,8 +190,9 @@ def test_every_request_ends_once_and_every_block_comes_back(
         chunks = s.schedule()
         assert sum(c.count for c in chunks) <= budget
         assert len(s.running) <= most
-        held = [b for q in [*s.running, *s.waiting] for b in q.blocks]
-        assert len(held) == len(set(held)) == s.pool.used
+        held = {b for q in [*s.running, *s.waiting] for b in q.blocks}
+        assert len(held) == s.pool.used
+        assert not any(q.blocks for q in s.waiting)
         for c in chunks:
             assert c.start == c.sequence.computed
             assert len(c.sequence.blocks) * s.pool.block_size >= c.end

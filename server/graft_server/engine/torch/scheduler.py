@@ -2,7 +2,8 @@
 
 Sequences join and leave at any step (Orca: Yu et al. 2022). Running sequences come first, so that a long prompt
 never stalls decoding; what is left of the token budget goes to prompts, in pieces if need be (Sarathi-Serve:
-Agrawal et al. 2024). When the KV cache is full the latest arrival gives its blocks back and is recomputed later.
+Agrawal et al. 2024). A prompt whose beginning was computed before for the same adapter starts behind it. When the KV
+cache is full the latest arrival gives its blocks back and is recomputed later.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
+        #: Prompt tokens that were found in the cache instead of computed.
+        self.reused_tokens = 0
         self._arrivals = 0
 
     @property
@@ -61,20 +64,34 @@ class Scheduler:
                 budget -= count
         while self.waiting and budget > 0 and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
-            count = min(sequence.remaining, budget)
-            if self._missing(sequence, count) > self.pool.free:
+            blocks, entry = self.pool.find(sequence.adapter, sequence.tokens, sequence.reusable)
+            computed = len(blocks) * self.pool.block_size
+            count = min(len(sequence.tokens) - computed, budget)
+            fresh = self.pool.blocks_for(computed + count) - len(blocks)
+            if fresh + self.pool.idle(blocks) > self.pool.free:
                 break
             self.waiting.popleft()
             self.running.append(sequence)
+            self.pool.share(blocks)
+            sequence.blocks, sequence.computed = blocks, computed
+            sequence.remembered, sequence.entry = len(blocks), entry
+            self.reused_tokens += computed
             self._grow(sequence, count)
             chunks.append(Chunk(sequence, sequence.computed, count))
             budget -= count
         return chunks
 
     def advance(self, chunks: list[Chunk]) -> None:
-        """Record that the step's tokens are in the cache."""
+        """Record that the step's tokens are in the cache, and remember the blocks they filled."""
+        size = self.pool.block_size
         for chunk in chunks:
-            chunk.sequence.computed = chunk.end
+            sequence = chunk.sequence
+            sequence.computed = chunk.end
+            while (sequence.remembered + 1) * size <= min(sequence.computed, sequence.shareable):
+                block, start = sequence.remembered, sequence.remembered * size
+                tokens = sequence.tokens[start : start + size]
+                sequence.entry = self.pool.remember(sequence.blocks[block], sequence.entry, tokens)
+                sequence.remembered += 1
 
     def _missing(self, sequence: Sequence, count: int) -> int:
         return max(0, self.pool.blocks_for(sequence.computed + count) - len(sequence.blocks))

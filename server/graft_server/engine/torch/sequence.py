@@ -36,6 +36,9 @@ class Sequence:
     tree: Tree | None = None
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    #: How many of the blocks can be found by others, and the entry of the last of them; see ``BlockPool``.
+    remembered: int = 0
+    entry: int = 0
     #: A place in the queue that preemption does not lose.
     arrival: int = 0
 
@@ -43,6 +46,16 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens known but not computed yet."""
         return len(self.tokens) - self.computed
+
+    @property
+    def shareable(self) -> int:
+        """Tokens that another sequence may have as its beginning: candidates behind a prompt are not."""
+        return len(self.tokens) if self.tree is None else self.tree.prompt_length
+
+    @property
+    def reusable(self) -> int:
+        """Tokens that need not be computed if they are in the cache: all before the first whose logits are wanted."""
+        return len(self.tokens) - 1 if self.logits_at is None else min(self.logits_at)
 
 
 @dataclass(frozen=True, slots=True)
