@@ -27,12 +27,9 @@ from graft_plugins.task import (
 )
 
 #: Items of a history that the model reads.
-HISTORY_ITEMS = 8
+HISTORY_ITEMS = 16
 #: Sampled negatives beside the next item when measuring.
 NEGATIVES = 49
-#: Training windows of one user, and of all users together.
-WINDOWS_PER_USER = 24
-MAX_PAIRS = 20_000
 
 
 class HistoryExample(BaseModel):
@@ -111,7 +108,7 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
         "epochs": 1,
         "batch_size": 16,
         "warmup_ratio": 0.1,
-        "max_length": 256,
+        "max_length": 1024,
     }
     example_request: ClassVar[Mapping[str, Any]] = {
         "history": ["Toy Story (1995)", "Babe (1995)"],
@@ -140,18 +137,12 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
         return Catalogue(counts=dict(sorted(counts.items())))
 
     def training_pairs(self, train: Sequence[HistoryExample], state: Catalogue) -> Iterator[TrainingPair]:
-        """Windows (a few items and the next one) of every user, shuffled, the same for the same rows."""
-        windows: list[tuple[list[str], str]] = []
-        for example in train:
-            items = example.sequence
-            ends = range(1, len(items))
-            rng = random.Random(_digest("windows", example))
-            chosen = sorted(rng.sample(ends, min(WINDOWS_PER_USER, len(ends))))
-            windows.extend((items[max(0, end - HISTORY_ITEMS) : end], items[end]) for end in chosen)
-        random.Random(len(windows)).shuffle(windows)
-        for history, following in windows[:MAX_PAIRS]:
-            request = RecommendationRequest(history=history)
-            yield TrainingPair(prompt=self.prompt(request, state), target=following)
+        """Every history in pieces, each item of a piece but the first to be learnt from those before it (as SASRec
+        trains: Kang and McAuley 2018). Shuffled, the same for the same rows."""
+        pieces = [piece for example in train for piece in _pieces(example)]
+        random.Random(len(pieces)).shuffle(pieces)
+        for first, *rest in pieces:
+            yield TrainingPair(prompt=_list_of([first]), target="\n".join(rest))
 
     def request_for(self, example: HistoryExample, state: Catalogue) -> RecommendationRequest:
         """The next item among sampled negatives, all of them to be ranked."""
@@ -169,7 +160,8 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
     # Serving
 
     def prompt(self, request: RecommendationRequest, state: Catalogue) -> Prompt:
-        return Prompt.chat("\n".join(request.history[-HISTORY_ITEMS:]), system="Recommend the next item.")
+        """A plain list that goes on: what training has seen, and what any language model continues."""
+        return _list_of(request.history[-HISTORY_ITEMS:])
 
     def decoding(self, request: RecommendationRequest, state: Catalogue) -> Score:
         if request.candidates is not None:
@@ -221,6 +213,20 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
             above = sum(count > own for count in counts)
             by_popularity.append(list(range(above + 1, above + counts.count(own) + 1)))
         return {"random": _report(by_chance), "popularity": _report(by_popularity)}
+
+
+def _list_of(titles: Sequence[str]) -> Prompt:
+    return Prompt(text="".join(f"{title}\n" for title in titles))
+
+
+def _pieces(example: HistoryExample) -> list[list[str]]:
+    """A history cut into pieces of what the model reads and one more; a piece begins with the last item of the one
+    before. Where the first cut falls differs from user to user."""
+    items = example.sequence
+    first = random.Random(_digest("pieces", example)).randint(1, HISTORY_ITEMS)
+    starts = [0, *range(first, len(items) - 1, HISTORY_ITEMS)]
+    ends = [*(start + 1 for start in starts[1:]), len(items)]
+    return [items[start:end] for start, end in zip(starts, ends, strict=True) if end - start > 1]
 
 
 def _report(ranks: Sequence[Sequence[int | None]]) -> Report:

@@ -258,17 +258,26 @@ def test_a_row_given_twice_does_not_leak_what_is_held_out() -> None:
     assert sorted(example.history for example in split.train) == [["a", "b"], ["d", "e"]]
 
 
-def test_training_pairs_are_windows_of_the_history_and_what_came_next() -> None:
+def test_every_item_but_the_first_is_learnt_once_from_those_before_it() -> None:
     task = TASKS["recommendation"]
     items = [f"item {n:02}" for n in range(40)]
     train = examples({"user": "u", "history": items})
-    pairs = list(task.training_pairs(train, task.fit_state(train)))
-    assert len(pairs) == 24
-    for pair in pairs:
-        system, user = system_and_user(pair.prompt)
-        end = items.index(pair.target)
-        assert user.split("\n") == items[max(0, end - 8) : end]
-        assert system == "Recommend the next item."
+    pieces = sorted(
+        [*(pair.prompt.text or "").splitlines(), *pair.target.splitlines()]
+        for pair in task.training_pairs(train, task.fit_state(train))
+    )
+    assert all(len(piece) <= 17 for piece in pieces)
+    assert [item for piece in pieces for item in piece[1:]] == items[1:]
+    assert [piece[0] for piece in pieces[1:]] == [piece[-1] for piece in pieces[:-1]]
+
+
+def test_training_reads_what_serving_asks() -> None:
+    task = TASKS["recommendation"]
+    train = examples({"user": "u", "history": FILMS[:3]})
+    (pair,) = task.training_pairs(train, Catalogue())
+    asked = task.prompt(RecommendationRequest(history=FILMS[:2]), Catalogue())
+    assert asked.text == f"{FILMS[0]}\n{FILMS[1]}\n"
+    assert f"{pair.prompt.text}{pair.target}" == f"{asked.text}{FILMS[2]}"
 
 
 def test_measured_against_49_items_that_the_user_never_took() -> None:
