@@ -102,10 +102,14 @@ class Generate(_Frozen):
 
 
 class Score(_Frozen):
-    """Score given continuations instead of generating one."""
+    """Score given continuations instead of generating one.
+
+    Each is a whole answer, and that nothing follows it counts as well, unless ``ends_answer`` is off.
+    """
 
     kind: Literal["score"] = "score"
     candidates: tuple[str, ...] = Field(min_length=1)
+    ends_answer: bool = True
 
 
 Decoding = Annotated[Generate | Score, Field(discriminator="kind")]

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(2048, ge=64, description="Tokens of one forward pass at most.")
     max_sequences: int = Field(256, ge=1, description="Sequences decoded at once at most.")
     kv_cache_mib: int = Field(1024, ge=16, description="Memory of the KV cache, in MiB.")
+    host_cache_mib: int = Field(
+        1024, ge=1, description="Host memory for adapters that have been read but are in no slot, in MiB."
+    )
     max_queued: int = Field(4096, ge=1, description="Requests waiting at most; more are answered 429.")
     max_body_mib: int = Field(256, ge=1, description="Largest request body, in MiB.")
     drain_seconds: float = Field(30.0, ge=0, description="How long SIGTERM waits for requests in flight.")

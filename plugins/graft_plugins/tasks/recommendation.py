@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -142,7 +142,7 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
         pieces = [piece for example in train for piece in _pieces(example)]
         random.Random(len(pieces)).shuffle(pieces)
         for first, *rest in pieces:
-            yield TrainingPair(prompt=_list_of([first]), target="\n".join(rest))
+            yield TrainingPair(prompt=_list_of([first]), target="".join(map(_line, rest)))
 
     def request_for(self, example: HistoryExample, state: Catalogue) -> RecommendationRequest:
         """The next item among sampled negatives, all of them to be ranked."""
@@ -165,21 +165,20 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
 
     def decoding(self, request: RecommendationRequest, state: Catalogue) -> Score:
         if request.candidates is not None:
-            return Score(candidates=tuple(dict.fromkeys(request.candidates)))
+            return _score(dict.fromkeys(request.candidates))
         if not state.counts:
             raise RequestError("there is no catalogue to recommend from; send `candidates` with the request")
         seen = set(request.history)
-        candidates = tuple(title for title in state.counts if title not in seen)
+        candidates = [title for title in state.counts if title not in seen]
         if not candidates:
             raise RequestError("the history holds the whole catalogue; send `candidates` with the request")
-        return Score(candidates=candidates)
+        return _score(candidates)
 
     def parse(self, request: RecommendationRequest, output: Output, state: Catalogue) -> RecommendationResponse:
         assert isinstance(output, Scores)
         ranked = sorted(output.candidates, key=lambda candidate: -candidate.normalised)
-        return RecommendationResponse(
-            items=[RankedItem(title=item.text, score=item.normalised) for item in ranked[: request.k]]
-        )
+        best = [(item.text.removesuffix("\n"), item.normalised) for item in ranked[: request.k]]
+        return RecommendationResponse(items=[RankedItem(title=title, score=score) for title, score in best])
 
     def request_from_text(self, text: str) -> RecommendationRequest:
         """Titles separated by line ends or semicolons."""
@@ -215,8 +214,18 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
         return {"random": _report(by_chance), "popularity": _report(by_popularity)}
 
 
-def _list_of(titles: Sequence[str]) -> Prompt:
-    return Prompt(text="".join(f"{title}\n" for title in titles))
+def _line(title: str) -> str:
+    """A title as it stands in a list; its end belongs to it, or a title could not be told from a longer one."""
+    return f"{title}\n"
+
+
+def _list_of(titles: Iterable[str]) -> Prompt:
+    return Prompt(text="".join(map(_line, titles)))
+
+
+def _score(titles: Iterable[str]) -> Score:
+    """Each as the list's next line. The list goes on behind it."""
+    return Score(candidates=tuple(map(_line, titles)), ends_answer=False)
 
 
 def _pieces(example: HistoryExample) -> list[list[str]]:

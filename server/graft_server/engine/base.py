@@ -94,12 +94,14 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class ScoreRequest(msgspec.Struct, frozen=True):
-    """Likelihoods of ``candidates`` as continuations of ``prompt``, which is computed once."""
+    """Likelihoods of ``candidates`` as continuations of ``prompt``, which is computed once; with ``ends_answer``, of
+    each as a whole answer, its end included."""
 
     id: str
     prompt: PromptInput
     candidates: tuple[str, ...]
     adapter: AdapterSource | None = None
+    ends_answer: bool = True
 
 
 class Scored(msgspec.Struct, frozen=True):
@@ -224,6 +226,20 @@ class Engine(Protocol):
 
     async def load(self, source: AdapterSource) -> None:
         """Bring a version into a device slot ahead of its first request (requests do this by themselves)."""
+
+    async def prefetch(self, source: AdapterSource) -> None:
+        """Read a version into host memory: a request for it is on its way. Never fails; the request itself will."""
+
+    async def pin(self, source: AdapterSource) -> None:
+        """Load a version and keep it in its slot.
+
+        Raises:
+            InvalidRequestError: all slots but one are pinned already.
+            AdapterLoadError: its files can't be loaded.
+        """
+
+    async def unpin(self, engine_id: int) -> None:
+        """Let a version leave its slot again when others need it."""
 
     async def unload(self, engine_id: int) -> None:
         """Forget a version once nothing in flight uses it."""

@@ -35,6 +35,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_batch_tokens: int = 2048
     max_sequences: int = 256
     kv_cache_mib: int = 1024
+    host_cache_mib: int = 1024
     plugins: str = "*"
 
 
@@ -72,6 +73,19 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     source: AdapterSource
 
 
+class Prefetch(msgspec.Struct, frozen=True, tag=True):
+    source: AdapterSource
+
+
+class Pin(msgspec.Struct, frozen=True, tag=True):
+    id: str
+    source: AdapterSource
+
+
+class Unpin(msgspec.Struct, frozen=True, tag=True):
+    engine_id: int
+
+
 class Unload(msgspec.Struct, frozen=True, tag=True):
     engine_id: int
 
@@ -80,7 +94,9 @@ class AskStats(msgspec.Struct, frozen=True, tag=True):
     id: str
 
 
-ToEngine = Start | Generate | ScoreCandidates | Abort | Embed | Validate | Load | Unload | AskStats
+ToEngine = (
+    Start | Generate | ScoreCandidates | Abort | Embed | Validate | Load | Prefetch | Pin | Unpin | Unload | AskStats
+)
 
 # From the engine
 

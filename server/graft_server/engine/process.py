@@ -118,6 +118,12 @@ def handle(engine: Any, message: messages.ToEngine, outbox: Outbox) -> None:
             engine.load(request_id, source)
         case messages.Validate(request_id, source):
             engine.validate(request_id, source)
+        case messages.Prefetch(source):
+            engine.prefetch(source)
+        case messages.Pin(request_id, source):
+            engine.pin(request_id, source)
+        case messages.Unpin(engine_id):
+            engine.unpin(engine_id)
         case messages.Unload(engine_id):
             engine.unload(engine_id)
         case messages.AskStats(request_id):

@@ -79,6 +79,7 @@ class SupervisedEngine:
         self._deaths: deque[float] = deque()
         self._calls: dict[str, _Call] = {}
         self._loaded: OrderedDict[int, AdapterSource] = OrderedDict()
+        self._pinned: dict[int, AdapterSource] = {}
         self._ids = itertools.count(1)
         self._capabilities: Capabilities | None = None
         self._model: ModelInfo | None = None
@@ -218,6 +219,8 @@ class SupervisedEngine:
         # Most recently used last, so that the engine's own order is the same again.
         for source in list(self._loaded.values())[-capabilities.slots :]:
             self._write(messages.Load(f"reload-{next(self._ids)}", source))
+        for source in self._pinned.values():
+            self._write(messages.Pin(f"pin-{next(self._ids)}", source))
         for call in self._calls.values():
             self._write(call.message)
         self._ready.set()
@@ -321,8 +324,21 @@ class SupervisedEngine:
         self._note(source)
         await self._ask(lambda call_id: messages.Load(call_id, source))
 
+    async def prefetch(self, source: AdapterSource) -> None:
+        if self._state == "ready":
+            self._write(messages.Prefetch(source))
+
+    async def pin(self, source: AdapterSource) -> None:
+        await self._ask(lambda call_id: messages.Pin(call_id, source))
+        self._pinned[source.engine_id] = source
+
+    async def unpin(self, engine_id: int) -> None:
+        self._pinned.pop(engine_id, None)
+        self._write(messages.Unpin(engine_id))
+
     async def unload(self, engine_id: int) -> None:
         self._loaded.pop(engine_id, None)
+        self._pinned.pop(engine_id, None)
         self._write(messages.Unload(engine_id))
 
     async def stats(self) -> EngineStats:

@@ -195,8 +195,8 @@ class Predictor:
     ) -> AsyncGenerator[Piece]:
         prompt = convert.prompt_input(plan.prompt)
         match plan.decoding:
-            case Score(candidates=candidates):
-                scored = await self._engine.score(ScoreRequest(_new_id(), prompt, candidates, source))
+            case Score(candidates=candidates, ends_answer=ends):
+                scored = await self._engine.score(ScoreRequest(_new_id(), prompt, candidates, source, ends))
                 progress.prompt_tokens = scored.prompt_tokens
                 progress.completion_tokens = scored.scored_tokens
                 progress.output = Scores(

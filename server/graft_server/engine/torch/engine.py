@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -21,7 +20,6 @@ from graft_server.base_model.loading import load_model, load_tokenizer
 from graft_server.base_model.prompt import encode_prompt, encode_target, stop_token_ids
 from graft_server.base_model.source import BaseModel
 from graft_server.engine.base import (
-    AdapterLoadError,
     AdapterSource,
     Capabilities,
     Delta,
@@ -38,6 +36,8 @@ from graft_server.engine.messages import EngineConfig
 from graft_server.engine.torch import constraints
 from graft_server.engine.torch.adapter_files import read_grafts
 from graft_server.engine.torch.answers import Answer, Scoring
+from graft_server.engine.torch.host_cache import HostCache
+from graft_server.engine.torch.loader import AdapterLoader
 from graft_server.engine.torch.resident import ResidentAdapter, make_resident
 from graft_server.engine.torch.runner import ModelRunner
 from graft_server.engine.torch.sampler import Draw, sample
@@ -81,6 +81,13 @@ class TorchEngine:
             self.runner.pool, max_batch_tokens=config.max_batch_tokens, max_sequences=config.max_sequences
         )
         self.slots = Slots(config.max_slots)
+        self.loader = AdapterLoader(
+            slots=self.slots,
+            host=HostCache(config.host_cache_mib << 20),
+            read=self._read,
+            place=self._place,
+            displace=self._displace,
+        )
         self.capabilities = Capabilities(
             engine="torch",
             methods=tuple(sorted(methods)),
@@ -98,10 +105,7 @@ class TorchEngine:
         self._work: dict[str, Work] = {}
         #: Requests whose adapter is not in a slot yet, in order of arrival, and adapters being read.
         self._for_adapter: dict[int, list[Work]] = {}
-        self._load_queue: deque[AdapterSource] = deque()
         self._load_waiters: dict[int, list[str]] = {}
-        self._reading: tuple[AdapterSource, Future[ResidentAdapter]] | None = None
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
         self._refs: dict[int, str] = {}
         self._leaving: set[int] = set()
         self._generated = 0
@@ -114,8 +118,8 @@ class TorchEngine:
 
     @property
     def busy_loading(self) -> bool:
-        """An adapter is being read, or is to be."""
-        return self._reading is not None or bool(self._load_queue)
+        """An adapter is being read, or waits for a slot."""
+        return self.loader.busy
 
     # Requests
 
@@ -134,8 +138,11 @@ class TorchEngine:
             return
         self._for_adapter.setdefault(request.adapter.engine_id, []).append(work)
         self._leaving.discard(request.adapter.engine_id)
-        self._want(request.adapter)
-        self._start_waiting()
+        self._know(request.adapter)
+        if request.adapter.engine_id in self.slots:
+            self._start_waiting(request.adapter.engine_id)
+        else:
+            self.loader.want(request.adapter)
 
     def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is; nothing more is reported of it."""
@@ -174,7 +181,9 @@ class TorchEngine:
         if not request.candidates:
             raise InvalidRequestError("there are no candidates to score")
         tokens = self._encode(request.prompt)
-        candidates = [encode_target(self.tokenizer, candidate) for candidate in request.candidates]
+        candidates = [
+            encode_target(self.tokenizer, candidate, ends=request.ends_answer) for candidate in request.candidates
+        ]
         if not all(candidates):
             raise InvalidRequestError("a candidate to score is empty")
         work = Scoring(request, Sequence(request.id, _adapter_id(request), tokens), candidates)
@@ -215,75 +224,83 @@ class TorchEngine:
             self._events.done(request_id)
             return
         self._load_waiters.setdefault(source.engine_id, []).append(request_id)
-        self._want(source)
+        self._know(source)
+        self.loader.want(source)
+
+    def prefetch(self, source: AdapterSource) -> None:
+        """Read a version into host memory, since a request for it is on its way."""
+        self.loader.fetch_ahead(source)
+
+    def pin(self, request_id: str, source: AdapterSource) -> None:
+        """Load a version and keep it in its slot; ``done`` or ``error`` is reported for ``request_id``."""
+        try:
+            self.slots.pin(source.engine_id)
+        except LookupError as error:
+            self._events.error(request_id, InvalidRequestError(f"{source.ref} can't be pinned: {error}"))
+            return
+        self.load(request_id, source)
+
+    def unpin(self, engine_id: int) -> None:
+        """Let a version leave its slot again when others need it."""
+        self.slots.unpin(engine_id)
 
     def validate(self, request_id: str, source: AdapterSource) -> None:
         """Read and check a version's files beside the steps, without a slot."""
 
-        def check() -> None:
-            try:
-                self._read(source)
-            except EngineError as error:
-                self._events.error(request_id, error)
-            else:
+        def report(error: EngineError | None) -> None:
+            if error is None:
                 self._events.done(request_id)
+            else:
+                self._events.error(request_id, error)
 
-        self._loader.submit(check)
+        self.loader.check(source, report)
 
     def unload(self, engine_id: int) -> None:
         """Forget a version now, or as soon as nothing in flight uses it."""
+        self.slots.unpin(engine_id)
         if engine_id in self._for_adapter or self.slots.in_use(engine_id):
             self._leaving.add(engine_id)
-        elif engine_id in self.slots:
-            self.slots.remove(engine_id)
-            self._drop(engine_id)
+        else:
+            self._forget(engine_id)
 
-    def _want(self, source: AdapterSource) -> None:
-        queued = any(other.engine_id == source.engine_id for other in self._load_queue)
-        reading = self._reading is not None and self._reading[0].engine_id == source.engine_id
-        if source.engine_id not in self.slots and not queued and not reading:
-            self._load_queue.append(source)
+    def poll_adapters(self) -> None:
+        """Between steps: take in adapters that have been read."""
+        for source, error in self.loader.poll():
+            self._fail_load(source, error)
+
+    def _know(self, source: AdapterSource) -> None:
+        self._refs[source.engine_id] = source.ref
 
     def _read(self, source: AdapterSource) -> ResidentAdapter:
         grafts = read_grafts(source, self._methods, self.runner.model, max_rank=self.config.max_rank)
-        return make_resident(grafts, dtype=self.runner.dtype, device=self.runner.device)
+        return make_resident(grafts, dtype=self.runner.dtype)
 
-    def poll_adapters(self) -> None:
-        """Between steps: put an adapter that has been read into its slot, start reading the next, start requests."""
-        if self._reading is not None and self._reading[1].done():
-            source, future = self._reading
-            error = future.exception()
-            if error is None and not self.slots.room():
-                return  # it waits, read and ready, for a slot to fall idle
-            self._reading = None
-            if error is None:
-                evicted = self.slots.put(source.engine_id)
-                if evicted is not None:
-                    self._drop(evicted)
-                self.runner.mixer.add(source.engine_id, future.result())
-                self._refs[source.engine_id] = source.ref
-                for request_id in self._load_waiters.pop(source.engine_id, []):
-                    self._events.done(request_id)
-            else:
-                self._fail_load(source, error)
-        if self._reading is None and self._load_queue:
-            source = self._load_queue.popleft()
-            self._reading = (source, self._loader.submit(self._read, source))
-        self._start_waiting()
+    def _place(self, engine_id: int, adapter: ResidentAdapter) -> None:
+        self.runner.mixer.add(engine_id, adapter.to(self.runner.device))
+        self._start_waiting(engine_id)
+        for request_id in self._load_waiters.pop(engine_id, []):
+            self._events.done(request_id)
 
-    def _fail_load(self, source: AdapterSource, error: BaseException) -> None:
-        shown = error if isinstance(error, EngineError) else AdapterLoadError(f"{source.ref}: {error}")
+    def _displace(self, engine_id: int) -> None:
+        self.runner.mixer.remove(engine_id)
+
+    def _fail_load(self, source: AdapterSource, error: EngineError) -> None:
+        self.slots.unpin(source.engine_id)
         for request_id in self._load_waiters.pop(source.engine_id, []):
-            self._events.error(request_id, shown)
+            self._events.error(request_id, error)
         for work in self._for_adapter.pop(source.engine_id, []):
             del self._work[work.request.id]
-            self._events.error(work.request.id, shown)
+            self._events.error(work.request.id, error)
 
-    def _start_waiting(self) -> None:
-        for engine_id in [i for i in self._for_adapter if i in self.slots]:
-            for work in self._for_adapter.pop(engine_id):
-                self.slots.acquire(engine_id)
-                self.scheduler.add(work.sequence)
+    def _forget(self, engine_id: int) -> None:
+        self.loader.forget(engine_id)
+        self._refs.pop(engine_id, None)
+
+    def _start_waiting(self, engine_id: int) -> None:
+        """Start the requests of an adapter that is in its slot: from now on it can't be evicted before they end."""
+        for work in self._for_adapter.pop(engine_id, []):
+            self.slots.acquire(engine_id)
+            self.scheduler.add(work.sequence)
 
     def _release(self, engine_id: int) -> None:
         if engine_id == BASE:
@@ -291,12 +308,7 @@ class TorchEngine:
         self.slots.release(engine_id)
         if engine_id in self._leaving and not self.slots.in_use(engine_id):
             self._leaving.discard(engine_id)
-            self.slots.remove(engine_id)
-            self._drop(engine_id)
-
-    def _drop(self, engine_id: int) -> None:
-        self.runner.mixer.remove(engine_id)
-        self._refs.pop(engine_id, None)
+            self._forget(engine_id)
 
     # Steps
 
@@ -399,7 +411,7 @@ class TorchEngine:
         )
 
     def close(self) -> None:
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        self.loader.close()
 
 
 def _adapter_id(request: GenerateRequest | ScoreRequest) -> int:

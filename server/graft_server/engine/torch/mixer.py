@@ -6,16 +6,16 @@ S-LoRA: Sheng et al. 2023). Base rows are in no group and cost nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from graft_server.engine.torch.packs import NeckPack, PackCache, pack_down, pack_necks, pack_up
-from graft_server.engine.torch.resident import ResidentAdapter, ResidentBottleneck
-from graft_server.engine.torch.rows import Ids, RowGroup, Run, group_rows
+from graft_server.engine.torch.resident import ResidentAdapter
+from graft_server.engine.torch.rows import Placed, RowGroup, Run, group_rows
 from graft_server.engine.torch.sequence import BASE
+from graft_server.engine.torch.stack import HEAD, NeckSite, Siblings, Stack
 
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], Any], Any]
 
@@ -23,21 +23,21 @@ Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], Any], Any]
 class Mixer:
     """Adapters in device memory, and the hooks that apply them to the rows of the current step.
 
-    ``begin`` states which rows belong to whom; the hooks read it during the forward pass that follows. The model must
-    run on packed rows, ``[1, T, width]``.
+    A step calls ``use``, lays its rows out in the order of ``order``, and calls ``begin``; the hooks read what it said
+    during the forward pass that follows. The model must run on packed rows, ``[1, T, width]``.
     """
 
     def __init__(self, model: nn.Module, *, blocks: Sequence[nn.Module], head: nn.Module) -> None:
         self.adapters: dict[int, ResidentAdapter] = {}
-        self._packs = PackCache()
+        self._stacks: dict[int, Stack] = {}
         self._rows: list[RowGroup] = []
         self._logit_rows: list[RowGroup] = []
         self._linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         #: Modules that read the same input, by each of them; learnt by ``watch_inputs``.
-        self._siblings: dict[str, tuple[str, ...]] = {name: (name,) for name in self._linears}
-        #: First products of the input seen last, by the siblings and the row group they were computed for.
+        self._siblings: dict[str, Siblings] = {name: (name,) for name in self._linears}
+        #: First products of the input seen last, one a row group.
         self._last_input: torch.Tensor | None = None
-        self._last_products: dict[tuple[tuple[str, ...], Ids], torch.Tensor] = {}
+        self._last_products: dict[int, torch.Tensor] = {}
         for name, module in self._linears.items():
             on_logits = module is head
             module.register_forward_hook(self._linear_hook(name, on_logits=on_logits))
@@ -51,23 +51,43 @@ class Mixer:
 
     def remove(self, engine_id: int) -> None:
         """Forget an adapter; no row of a later step may name it."""
-        self.adapters.pop(engine_id, None)
-        self._packs.forget(engine_id)
+        adapter = self.adapters.pop(engine_id, None)
+        if adapter is not None and adapter.bucket in self._stacks:
+            self._stacks[adapter.bucket].remove(engine_id)
+
+    def use(self, engine_ids: Iterable[int]) -> None:
+        """Have the adapters of the next step side by side."""
+        buckets: dict[int, dict[int, ResidentAdapter]] = {}
+        for engine_id in engine_ids:
+            if engine_id != BASE:
+                adapter = self.adapters[engine_id]
+                buckets.setdefault(adapter.bucket, {})[engine_id] = adapter
+        for bucket, adapters in buckets.items():
+            if bucket not in self._stacks:
+                self._stacks[bucket] = Stack(bucket, self._siblings)
+            self._stacks[bucket].ensure(adapters)
 
     def order(self, engine_id: int) -> tuple[int, int]:
-        """Sort key of an adapter's rows: the base first, then bucket by bucket."""
-        return (0, 0) if engine_id == BASE else (self.adapters[engine_id].bucket, engine_id)
+        """Sort key of an adapter's rows: the base first, then stack by stack in the order of positions."""
+        if engine_id == BASE:
+            return (0, 0)
+        bucket = self.adapters[engine_id].bucket
+        return (bucket, self._stacks[bucket].positions[engine_id])
 
     def begin(self, runs: Sequence[Run], logit_runs: Sequence[Run], device: torch.device) -> None:
         """State the rows of the next forward pass, in the order of ``order``."""
-
-        def bucket(engine_id: int) -> int:
-            return self.adapters[engine_id].bucket
-
-        self._rows = group_rows(runs, bucket, device)
-        self._logit_rows = group_rows(logit_runs, bucket, device)
+        self._rows = self._groups(runs, device)
+        self._logit_rows = self._groups(logit_runs, device)
         self._last_input = None
         self._last_products = {}
+
+    def _groups(self, runs: Sequence[Run], device: torch.device) -> list[RowGroup]:
+        buckets: dict[int, list[Placed]] = {}
+        for engine_id, start, end in runs:
+            if engine_id != BASE:
+                bucket, position = self.order(engine_id)
+                buckets.setdefault(bucket, []).append(Placed(position, start, end))
+        return [group for bucket, placed in buckets.items() for group in group_rows(bucket, placed, device)]
 
     def watch_inputs(self) -> Callable[[], None]:
         """Learn, during one forward pass, which linear modules read the same tensor (q, k, v; gate, up). Returns the
@@ -96,65 +116,49 @@ class Mixer:
 
     def _linear_hook(self, name: str, *, on_logits: bool) -> Hook:
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            for group in self._logit_rows if on_logits else self._rows:
-                self._add_linear(name, module, group, inputs[0], output[0])
+            for at, group in enumerate(self._logit_rows if on_logits else self._rows):
+                self._add_linear(name, module, at, group, inputs[0], output[0])
 
         return hook
 
-    def _add_linear(self, name: str, module: nn.Module, group: RowGroup, x: torch.Tensor, output: torch.Tensor) -> None:
-        siblings = self._siblings[name]
-        adapters = [self.adapters[engine_id] for engine_id in group.ids]
-        down = self._packs.get(group.ids, siblings, lambda: pack_down(adapters, siblings))
-        if down is None or name not in down.columns:
+    def _add_linear(
+        self, name: str, module: nn.Module, at: int, group: RowGroup, x: torch.Tensor, output: torch.Tensor
+    ) -> None:
+        stack = self._stacks[group.bucket]
+        down = stack.down(name)
+        if down is None:
             return
         if self._last_input is not x:
             self._last_input, self._last_products = x, {}
-        hidden = self._last_products.get((siblings, group.ids))
+        hidden = self._last_products.get(at)
         if hidden is None:
-            hidden = torch.bmm(group.read(x[0]), down.weight)
-            self._last_products[siblings, group.ids] = hidden
-        up = self._packs.get(group.ids, name, lambda: pack_up(adapters, name))
-        column = down.columns[name]
-        hidden = hidden[:, :, column : column + down.bucket]
-        rows = output[group.start : group.end]
-        if up.scale is None and group.real is None:
-            rows.view(len(group.ids), group.n, -1).baddbmm_(hidden, up.weight)
-        elif up.scale is None:
-            rows += group.flat(torch.bmm(hidden, up.weight))
-        else:
-            # DoRA scales the whole product, but not the bias.
-            bias = module.bias if isinstance(module.bias, torch.Tensor) else 0
-            scale = group.flat(up.scale.expand(-1, group.n, -1))
-            rows.copy_((rows - bias + group.flat(torch.bmm(hidden, up.weight))) * scale + bias)
+            hidden = self._last_products[at] = torch.bmm(group.read(x[0]), down[group.places])
+        hidden = hidden[:, :, stack.columns(name)]
+        up = stack.up(name)
+        if up.scale is None:
+            group.add_product(output, hidden, up.weight[group.places])
+            return
+        # DoRA scales the whole product, but not the bias.
+        bias = module.bias if isinstance(module.bias, torch.Tensor) else 0
+        update = group.flat(torch.bmm(hidden, up.weight[group.places]))
+        scale = group.flat(up.scale[group.places].expand(-1, group.n, -1))
+        group.put(output, (group.take(output) - bias + update) * scale + bias)
 
     def _block_hook(self, index: int) -> Hook:
-        def part(adapter: ResidentAdapter) -> ResidentBottleneck | None:
-            return adapter.blocks.get(index)
-
         def hook(_: nn.Module, __: tuple[torch.Tensor, ...], output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
-            for group in self._rows:
-                pack = self._neck(group, index, part)
-                if pack is not None:
-                    rows = hidden[0]
-                    rows[group.start : group.end] += group.flat(pack.apply(group.read(rows)))
+            self._add_necks(index, self._rows, hidden[0], hidden[0])
 
         return hook
 
     def _head_hook(self) -> Hook:
-        def part(adapter: ResidentAdapter) -> ResidentBottleneck | None:
-            return adapter.head
-
         def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            for group in self._logit_rows:
-                pack = self._neck(group, "head", part)
-                if pack is not None:
-                    output[0, group.start : group.end] += group.flat(pack.apply(group.read(inputs[0][0])))
+            self._add_necks(HEAD, self._logit_rows, inputs[0][0], output[0])
 
         return hook
 
-    def _neck(
-        self, group: RowGroup, site: int | str, part: Callable[[ResidentAdapter], ResidentBottleneck | None]
-    ) -> NeckPack | None:
-        adapters = [self.adapters[engine_id] for engine_id in group.ids]
-        return self._packs.get(group.ids, site, lambda: pack_necks([part(adapter) for adapter in adapters]))
+    def _add_necks(self, site: NeckSite, groups: Sequence[RowGroup], x: torch.Tensor, output: torch.Tensor) -> None:
+        for group in groups:
+            neck = self._stacks[group.bucket].neck(site)
+            if neck is not None:
+                group.add(output, neck.apply(group.read(x), group.places))

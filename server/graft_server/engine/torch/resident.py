@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as functional
@@ -48,6 +49,15 @@ class ResidentAdapter:
     blocks: dict[int, ResidentBottleneck] = field(default_factory=dict)
     head: ResidentBottleneck | None = None
 
+    def to(self, device: torch.device) -> ResidentAdapter:
+        """A copy on ``device``; the same tensors where they are there already."""
+        return ResidentAdapter(
+            bucket=self.bucket,
+            linears={name: _moved(linear, device) for name, linear in self.linears.items()},
+            blocks={layer: _moved(neck, device) for layer, neck in self.blocks.items()},
+            head=None if self.head is None else _moved(self.head, device),
+        )
+
     @property
     def bytes(self) -> int:
         """Memory of all tensors."""
@@ -61,13 +71,21 @@ class ResidentAdapter:
         return total
 
 
-def make_resident(grafts: Iterable[Graft], *, dtype: torch.dtype, device: torch.device) -> ResidentAdapter:
-    """Pad, transpose and cast an adapter's operations once, so that a step only packs and multiplies."""
+PartT = TypeVar("PartT", ResidentLinear, ResidentBottleneck)
+
+
+def _moved(part: PartT, device: torch.device) -> PartT:
+    values = ((entry.name, getattr(part, entry.name)) for entry in fields(part))
+    return replace(part, **{name: value.to(device) for name, value in values if isinstance(value, torch.Tensor)})
+
+
+def make_resident(grafts: Iterable[Graft], *, dtype: torch.dtype) -> ResidentAdapter:
+    """Pad, transpose and cast an adapter's operations once, in host memory, so that a step only multiplies."""
     grafts = list(grafts)
     bucket = rank_bucket(max((_rank(graft) for graft in grafts), default=1))
 
     def cast(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device=device, dtype=dtype).contiguous()
+        return tensor.to(dtype).contiguous()
 
     def padded(matrix: torch.Tensor) -> torch.Tensor:
         """``[rank, n]`` to ``[bucket, n]``; zero rows change no product."""

@@ -1,72 +1,116 @@
-"""Rows of a step grouped by adapter, so that a group of adapters is one batched product."""
+"""Rows of a step grouped by adapter, so that many adapters are one batched product."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from graft_server.engine.torch.sequence import BASE
-
-Ids = tuple[int, ...]
 #: Adapter id, first row, end row.
 Run = tuple[int, int, int]
 
-#: Adapters share a product while padding at most doubles their rows, or while the rows are few anyway.
+#: Adapters share a product while padding at most doubles its rows, or while its rows are few anyway.
 _FEW_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class RowGroup:
-    """Rows ``start : end`` of ``G`` adapters, ``n`` rows each.
+class Placed:
+    """The rows ``start : end`` of the adapter at a position of its stack."""
 
-    Where the counts differ, ``gather`` (``[G * n]``) says which rows to read, a padded place repeating one, and
-    ``real`` (``[end - start]``) which of those places are rows.
-    """
-
-    ids: Ids
+    position: int
     start: int
     end: int
+
+    @property
+    def count(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Rows of the adapters at ``places`` of one stack, ``P`` positions with ``n`` rows each.
+
+    Where every position has exactly ``n`` rows and they lie together, they are ``start : end``. Else ``gather``
+    (``[P * n]``) says which rows to read, a padded place repeating some row, ``real`` which of those places are rows,
+    and ``targets`` where they belong.
+    """
+
+    bucket: int
+    places: slice
     n: int
+    start: int = 0
+    end: int = 0
     gather: torch.Tensor | None = None
     real: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
 
     def read(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[T, width]`` to ``[G, n, width]``; a view where the counts are equal."""
-        picked = rows[self.start : self.end] if self.gather is None else rows[self.gather]
-        return picked.view(len(self.ids), self.n, -1)
+        """``[T, width]`` to ``[P, n, width]``; a view where the counts are equal."""
+        picked = rows[self.start : self.end] if self.gather is None else rows.index_select(0, self.gather)
+        return picked.view(self.places.stop - self.places.start, self.n, -1)
+
+    def add_product(self, output: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+        """``output`` (``[T, width]``) plus ``left @ right`` (``[P, n, R] @ [P, R, width]``) at this group's rows."""
+        if self.real is None:
+            output[self.start : self.end].view(*left.shape[:2], -1).baddbmm_(left, right)
+        else:
+            self.add(output, torch.bmm(left, right))
+
+    def add(self, output: torch.Tensor, update: torch.Tensor) -> None:
+        """``output`` (``[T, width]``) plus ``update`` (``[P, n, width]``) at this group's rows."""
+        if self.targets is None or self.real is None:
+            output[self.start : self.end] += update.flatten(0, 1)
+        else:
+            output.index_add_(0, self.targets, update.flatten(0, 1).index_select(0, self.real))
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """This group's rows of ``[T, width]``, one behind the other, without padding."""
+        return rows[self.start : self.end] if self.targets is None else rows.index_select(0, self.targets)
+
+    def put(self, rows: torch.Tensor, values: torch.Tensor) -> None:
+        """The opposite of ``take``."""
+        if self.targets is None:
+            rows[self.start : self.end] = values
+        else:
+            rows.index_copy_(0, self.targets, values)
 
     def flat(self, grouped: torch.Tensor) -> torch.Tensor:
-        """``[G, n, width]`` to ``[end - start, width]``, the real rows only."""
+        """``[P, n, width]`` in the order of ``take``."""
         flat = grouped.flatten(0, 1)
-        return flat if self.real is None else flat[self.real]
+        return flat if self.real is None else flat.index_select(0, self.real)
 
 
-def group_rows(runs: Iterable[Run], bucket_of: Callable[[int], int], device: torch.device) -> list[RowGroup]:
-    """Neighbouring runs of one rank bucket and of similar size as groups; base rows are in none."""
-    groups: list[list[Run]] = []
+def group_rows(bucket: int, runs: Sequence[Placed], device: torch.device) -> list[RowGroup]:
+    """One bucket's runs, in the order of their positions: those of similar size as one group, a far larger one
+    (a long prompt among sequences that decode) by itself."""
+    together = sorted(runs, key=lambda run: run.count, reverse=True)
+    alone: list[Placed] = []
+    while len(together) > 1:
+        spread = 1 + max(run.position for run in together) - min(run.position for run in together)
+        if together[0].count * spread <= max(2 * sum(run.count for run in together), _FEW_ROWS):
+            break
+        alone.append(together.pop(0))
+    groups = [[run] for run in alone] + ([sorted(together, key=lambda run: run.position)] if together else [])
+    return [_group(bucket, group, device) for group in groups]
+
+
+def _group(bucket: int, runs: Sequence[Placed], device: torch.device) -> RowGroup:
+    first, end = runs[0].position, runs[-1].position + 1
+    n = max(run.count for run in runs)
+    rows = sum(run.count for run in runs)
+    places = slice(first, end)
+    contiguous = runs[-1].end - runs[0].start == rows
+    if contiguous and rows == n * (end - first):
+        return RowGroup(bucket, places, n, runs[0].start, runs[-1].end)
+    gather = [runs[0].start] * ((end - first) * n)
+    real: list[int] = []
+    targets: list[int] = []
     for run in runs:
-        if run[0] == BASE:
-            continue
-        if groups and bucket_of(groups[-1][0][0]) == bucket_of(run[0]):
-            together = [*groups[-1], run]
-            most = max(end - start for _, start, end in together)
-            rows = run[2] - together[0][1]
-            if most * len(together) <= max(2 * rows, _FEW_ROWS):
-                groups[-1].append(run)
-                continue
-        groups.append([run])
-    return [_row_group(group, device) for group in groups]
-
-
-def _row_group(runs: list[Run], device: torch.device) -> RowGroup:
-    ids = tuple(adapter for adapter, _, _ in runs)
-    start, end = runs[0][1], runs[-1][2]
-    counts = [last - first for _, first, last in runs]
-    most = max(counts)
-    if min(counts) == most:
-        return RowGroup(ids, start, end, most)
-    gather = [first + min(i, last - first - 1) for _, first, last in runs for i in range(most)]
-    real = [g * most + i for g, count in enumerate(counts) for i in range(count)]
-    return RowGroup(ids, start, end, most, torch.tensor(gather, device=device), torch.tensor(real, device=device))
+        at = (run.position - first) * n
+        gather[at : at + run.count] = range(run.start, run.end)
+        real += range(at, at + run.count)
+        targets += range(run.start, run.end)
+    index = torch.tensor([*gather, *real, *targets], device=device)
+    gather_index, real_index, target_index = index.split([len(gather), rows, rows])
+    return RowGroup(bucket, places, n, gather=gather_index, real=real_index, targets=target_index)

@@ -61,6 +61,7 @@ class ModelRunner:
         return hidden
 
     def _begin(self, chunks: list[Chunk]) -> Batch:
+        self.mixer.use({chunk.sequence.adapter for chunk in chunks})
         batch = build_batch(chunks, block_size=BLOCK_SIZE, device=self.device, order=self.mixer.order)
         self._step.batch = batch
         self.mixer.begin(batch.adapters, batch.logit_adapters, self.device)

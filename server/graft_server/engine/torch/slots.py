@@ -1,4 +1,5 @@
-"""Which adapters are in device memory: the least recently used goes first, never one in use. Pure state: no torch."""
+"""Which adapters are in device memory: the least recently used goes first, never one in use or pinned. Pure state: no
+torch."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ class Slots:
 
     def __init__(self, total: int) -> None:
         self.total = total
+        self.evictions = 0
         self._users: OrderedDict[int, int] = OrderedDict()
+        self._pinned: set[int] = set()
 
     def __contains__(self, engine_id: int) -> bool:
         return engine_id in self._users
@@ -27,22 +30,23 @@ class Slots:
 
     def room(self) -> bool:
         """Whether an adapter can come in, be it in place of an idle one."""
-        return len(self._users) < self.total or any(users == 0 for users in self._users.values())
+        return len(self._users) < self.total or self._evictable() is not None
 
     def put(self, engine_id: int) -> int | None:
         """Take a slot; returns the id that had to leave for it.
 
         Raises:
-            LookupError: every slot is in use.
+            LookupError: every slot is in use or pinned.
         """
         if engine_id in self._users:
             return None
         evicted = None
         if len(self._users) >= self.total:
-            evicted = next((i for i, users in self._users.items() if users == 0), None)
+            evicted = self._evictable()
             if evicted is None:
                 raise LookupError("every adapter slot is in use")
             del self._users[evicted]
+            self.evictions += 1
         self._users[engine_id] = 0
         return evicted
 
@@ -56,7 +60,7 @@ class Slots:
         self._users[engine_id] -= 1
 
     def remove(self, engine_id: int) -> None:
-        """Free an idle adapter's slot; unknown ids are ignored.
+        """Free an idle adapter's slot, pinned or not; unknown ids are ignored.
 
         Raises:
             ValueError: requests still use it.
@@ -64,3 +68,21 @@ class Slots:
         if self.in_use(engine_id):
             raise ValueError(f"adapter {engine_id} is in use")
         self._users.pop(engine_id, None)
+        self._pinned.discard(engine_id)
+
+    def pin(self, engine_id: int) -> None:
+        """Keep an adapter in its slot, now or as soon as it has one.
+
+        Raises:
+            LookupError: one slot has to stay free for all the others.
+        """
+        if engine_id not in self._pinned and len(self._pinned) >= self.total - 1:
+            raise LookupError(f"{len(self._pinned)} of {self.total} slots are pinned, and one has to stay free")
+        self._pinned.add(engine_id)
+
+    def unpin(self, engine_id: int) -> None:
+        """Let the adapter leave again; one that is not pinned is left as it is."""
+        self._pinned.discard(engine_id)
+
+    def _evictable(self) -> int | None:
+        return next((i for i, users in self._users.items() if users == 0 and i not in self._pinned), None)

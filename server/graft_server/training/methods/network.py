@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from graft_plugins.method import Activation, AdapterFault
+from graft_server.activations import ACTIVATIONS
 from graft_server.training.methods.checks import check_names, check_tensor
 from graft_server.training.methods.detect import CONFIG, WEIGHTS
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "identity": lambda hidden: hidden,
-    "relu": functional.relu,
-    "gelu": functional.gelu,
-    "silu": functional.silu,
-    "tanh": torch.tanh,
-}
 _PARTS = ("down.weight", "down.bias", "up.weight", "up.bias")
 
 

@@ -1,0 +1,157 @@
+"""Adapters on their way from disk through host memory to a slot, beside the steps.
+
+A thread reads, checks and converts one adapter at a time; what it gives is kept in host memory. Between two steps
+the engine takes what is ready into a slot. Whoever waits for a slot goes before what is only fetched ahead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from graft_server.engine.base import AdapterLoadError, AdapterSource, EngineError
+from graft_server.engine.torch.host_cache import HostCache
+from graft_server.engine.torch.resident import ResidentAdapter
+from graft_server.engine.torch.slots import Slots
+
+#: Reads the files of a version into host memory; an ``EngineError`` says what is wrong with them.
+Read = Callable[[AdapterSource], ResidentAdapter]
+
+#: Fetched ahead at most; later wishes push out the oldest.
+_MOST_AHEAD = 256
+
+
+class AdapterLoader:
+    """Wishes, the reading thread, and the two tiers it fills. One thread calls it, between steps.
+
+    ``place`` and ``displace`` put an adapter into device memory and take it out again.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: Slots,
+        host: HostCache[ResidentAdapter],
+        read: Read,
+        place: Callable[[int, ResidentAdapter], None],
+        displace: Callable[[int], None],
+    ) -> None:
+        self.slots = slots
+        self.host = host
+        self.loads = 0
+        self.load_seconds = 0.0
+        self._read = read
+        self._place = place
+        self._displace = displace
+        self._wanted: OrderedDict[int, AdapterSource] = OrderedDict()
+        self._ahead: OrderedDict[int, AdapterSource] = OrderedDict()
+        self._reading: tuple[AdapterSource, Future[ResidentAdapter]] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=_step_aside)
+
+    @property
+    def busy(self) -> bool:
+        """Something is being read, or could go on now."""
+        return self._reading is not None or bool(self._wanted) or bool(self._ahead)
+
+    def want(self, source: AdapterSource) -> None:
+        """Bring a version into a slot as soon as one falls idle."""
+        if source.engine_id not in self.slots:
+            self._ahead.pop(source.engine_id, None)
+            self._wanted[source.engine_id] = source
+
+    def fetch_ahead(self, source: AdapterSource) -> None:
+        """Bring a version into host memory: somebody will want it soon."""
+        known = source.engine_id in self.slots or source.engine_id in self.host or source.engine_id in self._wanted
+        if not known and not self._is_being_read(source.engine_id):
+            self._ahead[source.engine_id] = source
+            if len(self._ahead) > _MOST_AHEAD:
+                self._ahead.popitem(last=False)
+
+    def forget(self, engine_id: int) -> None:
+        """Nobody wants a version any more; it leaves host memory, and its slot if it has one."""
+        self._wanted.pop(engine_id, None)
+        self._ahead.pop(engine_id, None)
+        self.host.remove(engine_id)
+        if engine_id in self.slots:
+            self.slots.remove(engine_id)
+            self._displace(engine_id)
+
+    def check(self, source: AdapterSource, done: Callable[[EngineError | None], None]) -> None:
+        """Read a version for the sake of its errors only; ``done`` is called in the reading thread."""
+
+        def check() -> None:
+            try:
+                self._read(source)
+            except EngineError as error:
+                done(error)
+            else:
+                done(None)
+
+        self._thread.submit(check)
+
+    def poll(self) -> list[tuple[AdapterSource, EngineError]]:
+        """Take in what has been read and start reading the next; returns the wanted versions that can't be loaded."""
+        failed: list[tuple[AdapterSource, EngineError]] = []
+        if self._reading is not None and self._reading[1].done():
+            source, future = self._reading
+            self._reading = None
+            error = future.exception()
+            if error is None:
+                adapter = future.result()
+                self.host.put(source.engine_id, adapter, adapter.bytes)
+            elif self._wanted.pop(source.engine_id, None) is not None:
+                shown = error if isinstance(error, EngineError) else AdapterLoadError(f"{source.ref}: {error}")
+                failed.append((source, shown))
+        for engine_id in list(self._wanted):
+            if not self.slots.room():
+                break
+            adapter_or_none = self.host.get(engine_id)
+            if adapter_or_none is not None:
+                del self._wanted[engine_id]
+                self._take_in(engine_id, adapter_or_none)
+        self._read_next()
+        return failed
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _take_in(self, engine_id: int, adapter: ResidentAdapter) -> None:
+        evicted = self.slots.put(engine_id)
+        if evicted is not None:
+            self._displace(evicted)
+        self._place(engine_id, adapter)
+
+    def _read_next(self) -> None:
+        if self._reading is not None:
+            return
+        source = None
+        # While no slot falls idle, a full cache would only push out one wanted adapter for another.
+        if self.slots.room() or not self.host.full:
+            source = next((own for own in self._wanted.values() if own.engine_id not in self.host), None)
+        if source is None and self._ahead:
+            _, source = self._ahead.popitem(last=False)
+        if source is not None:
+            self._reading = (source, self._thread.submit(self._timed_read, source))
+
+    def _timed_read(self, source: AdapterSource) -> ResidentAdapter:
+        started = time.monotonic()
+        adapter = self._read(source)
+        self.loads += 1
+        self.load_seconds += time.monotonic() - started
+        return adapter
+
+    def _is_being_read(self, engine_id: int) -> bool:
+        return self._reading is not None and self._reading[0].engine_id == engine_id
+
+
+def _step_aside() -> None:
+    """The steps come first: one core at most, and on Linux the lowest priority (there, a thread has its own)."""
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        os.nice(19)
