@@ -123,6 +123,10 @@ class Generation(_Frozen):
     logprobs: tuple[float, ...] = Field((), description="Natural-log probability of each generated token.")
 
 
+#: 0 compares log-probabilities as they are, 1 nearly their means over tokens.
+_LENGTH_EXPONENT = 0.4
+
+
 class CandidateScore(_Frozen):
     """The likelihood of one candidate."""
 
@@ -132,8 +136,9 @@ class CandidateScore(_Frozen):
 
     @property
     def normalised(self) -> float:
-        """Mean log-probability per token, so that long candidates are not punished for their length."""
-        return self.logprob / self.tokens
+        """The log-probability over ``((5 + tokens) / 6) ** 0.4``, so that a long candidate is not punished for its
+        length, nor lifted by the easy tokens at its end as a mean over tokens would (Wu et al. 2016, equation 14)."""
+        return float(self.logprob / ((5 + self.tokens) / 6) ** _LENGTH_EXPONENT)
 
 
 class Scores(_Frozen):

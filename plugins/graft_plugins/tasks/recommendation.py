@@ -77,7 +77,7 @@ class RecommendationRequest(BaseModel):
 
 class RankedItem(BaseModel):
     title: str
-    score: float = Field(description="Mean natural-log probability of the title's tokens.")
+    score: float = Field(description="Natural-log probability of the title, normalised by its length.")
 
 
 class RecommendationResponse(BaseModel):

@@ -291,18 +291,19 @@ def test_measured_against_49_items_that_the_user_never_took() -> None:
     assert task.request_for(example, state) == request
 
 
-def test_ranks_by_likelihood_a_token() -> None:
+def test_ranks_by_likelihood_normalised_by_length() -> None:
     task = TASKS["recommendation"]
     request = RecommendationRequest(history=["a"], candidates=["long", "short", "bad"], k=2)
     scored = Scores(
         candidates=(
-            CandidateScore(text="long", logprob=-4.0, tokens=8),
-            CandidateScore(text="short", logprob=-1.0, tokens=1),
-            CandidateScore(text="bad", logprob=-9.0, tokens=1),
+            CandidateScore(text="long\n", logprob=-1.3, tokens=13),
+            CandidateScore(text="short\n", logprob=-1.0, tokens=1),
+            CandidateScore(text="bad\n", logprob=-9.0, tokens=1),
         )
     )
     response = task.parse(request, scored, Catalogue())
-    assert [(item.title, item.score) for item in response.items] == [("long", -0.5), ("short", -1.0)]
+    scores = {item.title: item.score for item in response.items}
+    assert scores == {"long": pytest.approx(-1.3 / 3**0.4), "short": -1.0}
     assert task.text_of(response) == "1. long\n2. short"
 
 

@@ -6,8 +6,6 @@ the engine takes what is ready into a slot. Whoever waits for a slot goes before
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -151,7 +149,5 @@ class AdapterLoader:
 
 
 def _step_aside() -> None:
-    """The steps come first: one core at most, and on Linux the lowest priority (there, a thread has its own)."""
+    """The steps come first: one core at most."""
     torch.set_num_threads(1)
-    if sys.platform == "linux":
-        os.nice(19)
