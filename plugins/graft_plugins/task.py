@@ -67,6 +67,7 @@ class Sampling(_Frozen):
     seed: int | None = Field(None, description="Makes a sampled answer reproducible.")
     stop: tuple[str, ...] = Field((), max_length=16, description="Strings that end the answer, not returned.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Log-probabilities of this many alternatives.")
+    ignore_eos: bool = Field(False, description="Generate on where the model would end its answer.")
 
 
 class Choices(_Frozen):

@@ -54,7 +54,7 @@ class ScriptedEngine:
         self.model = ModelInfo(
             name="tiny",
             fingerprint=FINGERPRINT,
-            path="",
+            path="/models/tiny",
             architecture="TinyForCausalLM",
             context_length=context,
             parameters=1,

@@ -19,6 +19,7 @@ _COMMANDS = {
     "query": ("graft_client.cli.query:query", "Ask an adapter once; the answer is streamed."),
     "predict": ("graft_client.cli.predict:predict", "Answer a file of requests; goes on where it stopped."),
     "evaluate": ("graft_client.cli.evaluate:evaluate", "Measure an adapter on a file of examples."),
+    "bench": ("graft_client.cli.bench:bench", "Put load on a server and measure it."),
     "chat": ("graft_client.cli.chat:chat", "Talk with an adapter."),
     "plugins": ("graft_client.cli.plugins:plugins", "The plugins that the server has loaded."),
     "status": ("graft_client.cli.status:status", "Base model, engine, queues and jobs."),

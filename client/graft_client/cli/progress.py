@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from graft_client.cli.render import duration
 
 if TYPE_CHECKING:
+    from graft_client.bench.records import Measurements
     from graft_client.cli.session import Session
 
 _LINE_EVERY = 10.0
@@ -54,6 +55,48 @@ def count_bar(session: Session, label: str, total: int, *, start: int = 0) -> It
         last = now
         left = (now - begun) / (done - start) * (of - done)
         session.note(f"{label}: {done} of {of}, {duration(left)} left")
+
+    yield tell
+
+
+@contextmanager
+def load_bar(
+    session: Session, *, requests: int | None, seconds: float | None
+) -> Iterator[Callable[[Measurements], None]]:
+    """Yields a function to show a load test's progress with: requests done, rates and the time left.
+
+    The test ends with ``requests`` or after ``seconds``, whichever comes first.
+    """
+
+    def shown(so_far: Measurements) -> tuple[float, str]:
+        done, elapsed = len(so_far.records), so_far.seconds
+        part = min(1.0, max(done / requests if requests else 0.0, elapsed / seconds if seconds else 0.0))
+        left = f"{duration(elapsed / part * (1 - part))} left" if 0 < part < 1 else f"{so_far.sent - done} in flight"
+        rates = f"{done / elapsed:.1f} requests/s  {so_far.chunks / elapsed:.0f} tok/s" if elapsed else ""
+        return part, f"{done} done  {rates}  {left}"
+
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("warming up", total=1.0, figures="")
+
+            def update(so_far: Measurements) -> None:
+                part, figures = shown(so_far)
+                bar.update(task, description="measuring", completed=part, figures=figures)
+
+            yield update
+        return
+
+    last = time.monotonic()
+
+    def tell(so_far: Measurements) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LINE_EVERY:
+            last = time.monotonic()
+            session.note(shown(so_far)[1])
 
     yield tell
 

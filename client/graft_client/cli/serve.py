@@ -1,15 +1,14 @@
-"""``graft serve``: the one command that needs the server's packages."""
+"""``graft serve``: the one command that is the server."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from graft_client.cli.lazy import Command
+from graft_client.cli.server_extra import server_installed
 
 
 @click.command(
@@ -41,23 +40,9 @@ def serve(config: Path | None, **options: Any) -> None:
     Each setting is taken from the option, else from its GRAFT_ environment variable, else from the config file.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    with _installed():
+    with server_installed():
         from graft_server.config import load_settings
     settings = load_settings(config, given)  # a mistake is told before the slow imports
-    with _installed():
+    with server_installed():
         from graft_server.app import serve as run
     run(settings)
-
-
-@contextmanager
-def _installed() -> Iterator[None]:
-    """Says what to install where one of the server's packages is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("graft_"):
-            raise
-        raise click.ClickException(
-            f"the server's packages are not installed ({error.name} is missing);"
-            " install them with: pip install 'graftwork[server]'"
-        ) from error

@@ -13,7 +13,10 @@ from graft_client.schemas.common import Schema
 
 
 class OpenAIRequest(Schema):
-    """Unknown parameters are refused, as the real service does."""
+    """Unknown parameters are refused, as the real service does.
+
+    ``ignore_eos`` and ``top_k`` are vLLM's additions: load tests need answers of a known length.
+    """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -27,6 +30,7 @@ class OpenAIRequest(Schema):
     stream_options: dict[str, Any] | None = None
     user: str | None = None
     n: Literal[1] | None = None
+    ignore_eos: bool | None = None
 
 
 class ChatMessage(Schema):

@@ -19,6 +19,7 @@ class SamplingOverrides(RequestSchema):
     top_k: int | None = Field(None, ge=0)
     seed: int | None = None
     stop: list[str] | None = Field(None, max_length=16)
+    ignore_eos: bool | None = Field(None, description="Generate on where the model would end its answer.")
 
 
 class PredictRequest(RequestSchema):

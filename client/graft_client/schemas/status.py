@@ -30,6 +30,7 @@ class BaseModelStatus(Schema):
     architecture: str | None = None
     context_length: int | None = None
     parameters: int | None = None
+    path: str | None = Field(None, description="Its folder, on the server's machine.")
 
 
 class ServerStatus(Schema):

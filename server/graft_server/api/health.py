@@ -98,5 +98,6 @@ async def _engine(services: Services) -> tuple[EngineStatus, BaseModelStatus]:
         architecture=model.architecture,
         context_length=model.context_length,
         parameters=model.parameters,
+        path=model.path,
     )
     return status, base

@@ -133,6 +133,9 @@ def running(server: LittleServer, port: int = 0) -> Iterator[LittleServer]:
             self.send_response(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)
+            if answer.status == 204:  # has no body, by RFC 9110 section 15.3.5, not even an empty one
+                self.end_headers()
+                return
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             try:

@@ -87,7 +87,9 @@ HEAVY = {"torch", "transformers", "fastapi", "graft_server", "graft_plugins", "h
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["serve", "--help"], ["--version"]], ids=" ".join
+    "arguments",
+    [["--help"], *([name, "--help"] for name in ("train", "serve", "bench")), ["--version"]],
+    ids=" ".join,
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert not loaded_by(*arguments) & HEAVY

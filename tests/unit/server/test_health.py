@@ -33,6 +33,7 @@ async def test_status_tells_of_engine_base_and_registry(client: httpx.AsyncClien
     status = (await client.get("/api/status")).json()
     assert status["base_model"]["name"] == "tiny"
     assert status["base_model"]["context_length"] == 1000
+    assert status["base_model"]["path"] == "/models/tiny"
     assert (status["engine"]["name"], status["engine"]["slots"]) == ("scripted", 4)
     assert (status["adapters"], status["versions"]) == (0, 0)
     assert "translation" in status["tasks"]

@@ -140,6 +140,16 @@ async def test_a_completion_continues_the_text_verbatim(
     assert request.sampling.max_tokens == 16
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_ignore_eos_reaches_the_engine(client: httpx.AsyncClient, services: Services, path: str) -> None:
+    prompt = {"prompt": "hello"} if path == "/v1/completions" else {"messages": HELLO}
+    for given in ({"ignore_eos": True}, {"ignore_eos": False}, {}):
+        response = await client.post(path, json={"model": "base", **prompt, **given})
+        assert response.status_code == 200, response.text
+    sent = [request.sampling.ignore_eos for request in engine_of(services).requests]
+    assert sent == [True, False, False]
+
+
 async def test_several_prompts_give_a_choice_each(client: httpx.AsyncClient) -> None:
     body = {"model": "base", "prompt": ["one", "two"]}
     answer = (await client.post("/v1/completions", json=body)).json()

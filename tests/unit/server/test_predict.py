@@ -163,7 +163,7 @@ async def test_a_text_the_task_refuses(client: httpx.AsyncClient) -> None:
 async def test_sampling_overrides_reach_the_engine_and_nothing_else_changes(
     client: httpx.AsyncClient, services: Services
 ) -> None:
-    sampling = {"max_tokens": 2, "temperature": 0.5, "stop": ["END"], "seed": 7}
+    sampling = {"max_tokens": 2, "temperature": 0.5, "stop": ["END"], "seed": 7, "ignore_eos": True}
     response = await ask(client, adapter="base", task="translation", text="one two three", sampling=sampling)
     assert response.json()["finish_reason"] == "length"
     params = engine_of(services).requests[0].sampling

@@ -31,6 +31,7 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest) -> dict[str, An
         "top_p": body.top_p,
         "top_k": body.top_k,
         "seed": body.seed,
+        "ignore_eos": body.ignore_eos,
         "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop) if body.stop else None,
     }
     if isinstance(body, ChatCompletionRequest):

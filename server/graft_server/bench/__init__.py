@@ -1,0 +1,1 @@
+"""What load tests need of the server's packages: adapters to ask, without training any."""
