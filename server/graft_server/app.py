@@ -69,10 +69,24 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
     """Wire the rooms around an engine; nothing is started."""
     metrics = Metrics()
     observers = Observers(host)
-    gate = Gate(slots=settings.max_slots, max_running=settings.max_sequences, max_queued=settings.max_queued)
+    gate = Gate(
+        slots=settings.max_slots,
+        max_running=settings.max_sequences,
+        max_queued=settings.max_queued,
+        max_queued_per_adapter=settings.max_queued_per_adapter,
+        quantum=settings.quantum_tokens,
+        turn_seconds=settings.max_turn_seconds,
+    )
+    # The one place where an engine that reads adapters ahead would be told which are waited for: ``on_enqueue``.
+    turnstile = Turnstile(gate)
     resolver = Resolver(registry, host, base_name=lambda: base_name(engine, settings))
     predictor = Predictor(
-        resolver=resolver, engine=engine, turnstile=Turnstile(gate), observers=observers, metrics=metrics
+        resolver=resolver,
+        engine=engine,
+        turnstile=turnstile,
+        observers=observers,
+        metrics=metrics,
+        timeout=settings.request_timeout_seconds,
     )
     services = Services(
         settings=settings,
@@ -81,8 +95,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         engine=engine,
         resolver=resolver,
         predictor=predictor,
-        # Half of the engine stays free for people who wait for an answer.
-        evaluator=Evaluator(predictor, engine, concurrency=max(1, settings.max_sequences // 2)),
+        evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
         metrics=metrics,
         observers=observers,
     )

@@ -44,6 +44,18 @@ class Settings(BaseSettings):
         1024, ge=1, description="Host memory for adapters that have been read but are in no slot, in MiB."
     )
     max_queued: int = Field(4096, ge=1, description="Requests waiting at most; more are answered 429.")
+    max_queued_per_adapter: int | None = Field(
+        None, ge=1, description="Of these, requests for one adapter at most; a quarter of `max_queued` if not set."
+    )
+    quantum_tokens: int = Field(
+        512, ge=1, description="Tokens that each adapter with waiting requests is served in one round of the queue."
+    )
+    max_turn_seconds: float = Field(
+        2.0, ge=0, description="How long an adapter keeps its slot while another one waits for a slot."
+    )
+    request_timeout_seconds: float = Field(
+        600.0, gt=0, description="Time of a request that brings no timeout of its own, waiting included."
+    )
     max_body_mib: int = Field(256, ge=1, description="Largest request body, in MiB.")
     drain_seconds: float = Field(30.0, ge=0, description="How long SIGTERM waits for requests in flight.")
     training_device: str = Field("auto", description="Where jobs train.")

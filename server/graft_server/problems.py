@@ -57,6 +57,7 @@ CODES: dict[str, tuple[int, str]] = {
     "engine-unavailable": (503, "The engine is not running"),
     "not-ready": (503, "The server is not ready"),
     "draining": (503, "The server is shutting down"),
+    "deadline-exceeded": (504, "The request's time is over"),
     "storage-full": (507, "The disk is full"),
 }
 

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from graft_client.schemas.adapters import EvaluationSummary
 from graft_client.schemas.common import Problem, RequestSchema, Schema, Timings, Usage
 
+#: Seconds that a request may give itself at most.
+MAX_TIMEOUT = 3600.0
+
 
 class SamplingOverrides(RequestSchema):
     """How to draw tokens, where the caller wants it otherwise than the task."""
@@ -31,6 +34,12 @@ class PredictRequest(RequestSchema):
     text: str | None = Field(None, description="Plain text, which the task turns into a request.")
     sampling: SamplingOverrides = SamplingOverrides()
     stream: bool = False
+    timeout: float | None = Field(
+        None, gt=0, le=MAX_TIMEOUT, description="Seconds until the whole answer at most, waiting included."
+    )
+    priority: Literal["interactive", "background"] = Field(
+        "interactive", description="`background` takes the places that interactive requests leave."
+    )
 
     @model_validator(mode="after")
     def _one_target_one_input(self) -> PredictRequest:

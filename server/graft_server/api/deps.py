@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
+from graft_client.schemas.predict import MAX_TIMEOUT
 from graft_server.problems import ProblemError
 from graft_server.services import Services
+from graft_server.serving.predictor import Terms
 
 
 def services_of(request: Request) -> Services:
@@ -16,6 +18,25 @@ def services_of(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]
+
+
+async def _terms(
+    services: ServicesDep,
+    seconds: Annotated[
+        float | None,
+        Header(
+            alias="X-Graft-Timeout",
+            gt=0,
+            le=MAX_TIMEOUT,
+            description="Seconds until the whole answer at most, waiting included.",
+        ),
+    ] = None,
+) -> Terms:
+    return services.predictor.terms(seconds)
+
+
+TermsDep = Annotated[Terms, Depends(_terms)]
+"""From a header what ``timeout`` is in a native request: the ``/v1`` bodies have no field for it."""
 
 
 def require_engine(services: Services) -> None:

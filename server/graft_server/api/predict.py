@@ -23,11 +23,12 @@ router = APIRouter(prefix="/api/predict", tags=["predict"])
 async def predict(body: PredictRequest, request: Request, services: ServicesDep) -> Response:
     """Answer one request; with ``stream``, as server-sent events ``delta`` and ``result`` (or ``error``)."""
     predictor = services.predictor
+    terms = predictor.terms_of(body)
     plan = await predictor.prepare(body)
     if body.stream:
-        events = await begin(request, predictor.stream(plan))
+        events = await begin(request, predictor.stream(plan, terms))
         return StreamResponse(_events(events), media_type=EVENTS, headers=route_headers(plan.route))
-    answer = await until_disconnect(request, predictor.answer(plan))
+    answer = await until_disconnect(request, predictor.answer(plan, terms))
     return Response(
         answer.document().model_dump_json(), media_type="application/json", headers=route_headers(plan.route)
     )

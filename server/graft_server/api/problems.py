@@ -62,6 +62,8 @@ def openai_document(error: ProblemError) -> OpenAIError:
     match openai_status(error):
         case 429:
             kind = "rate_limit_error"
+        case 504:
+            kind = "timeout"
         case status if status >= 500:
             kind = "server_error"
         case _:
@@ -168,7 +170,7 @@ async def _on_validation(request: Request, error: Exception) -> Response:
 
 def _place(loc: Sequence[Any]) -> str:
     """The field's path without the part of the request it is in, which the route makes plain."""
-    path = loc[1:] if len(loc) > 1 and loc[0] in ("body", "query", "path") else loc
+    path = loc[1:] if len(loc) > 1 and loc[0] in ("body", "query", "path", "header") else loc
     return ".".join(map(str, path))
 
 

@@ -1,6 +1,6 @@
 """Measures adapters and the base model with a task's own metrics, through the same way as any request.
 
-All rows of all subjects are in flight together, so they share batches; a cap keeps room for interactive traffic.
+All rows of all subjects are asked together, so they share batches, in the background: people go first.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from graft_plugins.task import AnyTask, Report
 from graft_server.engine.base import AdapterSource, Engine
 from graft_server.problems import ProblemError
 from graft_server.routing.resolver import Route
-from graft_server.serving.pipeline import plan_typed
-from graft_server.serving.predictor import Predictor
+from graft_server.serving.pipeline import Plan, plan_typed
+from graft_server.serving.predictor import Answer, Predictor, Terms
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,9 @@ OnProgress = Callable[[int, int], None]
 
 #: Problems of one row, not of the evaluation: the row is left out for every subject.
 _ROW_PROBLEMS = frozenset({"prompt-too-long", "invalid-request"})
+
+#: No row has a deadline: how long it waits is the other traffic's doing.
+_TERMS = Terms(background=True)
 
 #: Engine ids of results that are not published yet, far above those that the registry counts out.
 _unpublished_ids = itertools.count(2**31)
@@ -143,10 +146,20 @@ class Evaluator:
         plan = await asyncio.to_thread(
             lambda: plan_typed(route, task.request_for(example, subject.state)),
         )
-        answer = await self._predictor.answer(plan, source=subject.source, observed=False)
+        answer = await self._answer(plan, subject.source)
         if answer.parsed.response is None:
             raise RuntimeError("a typed request was answered without a typed response")
         return answer.parsed.response
+
+    async def _answer(self, plan: Plan, source: AdapterSource | None) -> Answer:
+        """One row's answer; where the queue is full it is asked again later, for a job must not fail for that."""
+        while True:
+            try:
+                return await self._predictor.answer(plan, _TERMS, source=source, observed=False)
+            except ProblemError as error:
+                if error.code != "overloaded":
+                    raise
+                await asyncio.sleep(error.retry_after or 1.0)
 
 
 def _report(task: AnyTask, pairs: Sequence[tuple[Any, Any]], state: BaseModel) -> MetricReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from graft_client.schemas.common import Timings, Usage
 from graft_client.schemas.predict import PredictRequest, PredictResponse
 from graft_plugins.task import CandidateScore, Generate, Generation, Output, Score, Scores
+from graft_server.admission.deadlines import DeadlineError, before
 from graft_server.admission.gate import FullError
 from graft_server.admission.turnstile import Turnstile
 from graft_server.engine.base import (
@@ -29,9 +31,26 @@ from graft_server.observers import Observers
 from graft_server.problems import ProblemError, as_problem
 from graft_server.routing.resolver import Resolver, Route
 from graft_server.serving import convert
+from graft_server.serving.cost import estimated_tokens
 from graft_server.serving.pipeline import Parsed, Plan, parse_output, plan_request
 
 log = logging.getLogger(__name__)
+
+#: Answers of fewer tokens say little about the time that one takes.
+_MEASURED_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a request is served.
+
+    Its ``timeout`` in seconds is over at ``deadline`` by the event loop's clock; without one it may take for ever.
+    ``background`` requests take the places that others leave.
+    """
+
+    timeout: float = math.inf
+    deadline: float | None = None
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +97,30 @@ class _Progress:
     completion_tokens: int = 0
     queued: float = 0.0
     first_token: float | None = None
+    last_token: float | None = None
+
+    @property
+    def token_seconds(self) -> float | None:
+        """From one token to the next, on average over the answer."""
+        if self.first_token is None or self.last_token is None or self.completion_tokens < _MEASURED_TOKENS:
+            return None
+        return (self.last_token - self.first_token) / (self.completion_tokens - 1)
 
 
 class Predictor:
     """Answers requests through one engine."""
 
     def __init__(
-        self, *, resolver: Resolver, engine: Engine, turnstile: Turnstile, observers: Observers, metrics: Metrics
+        self,
+        *,
+        resolver: Resolver,
+        engine: Engine,
+        turnstile: Turnstile,
+        observers: Observers,
+        metrics: Metrics,
+        timeout: float = 600.0,
     ) -> None:
+        self._timeout = timeout
         self._resolver = resolver
         self._engine = engine
         self._turnstile = turnstile
@@ -96,6 +131,15 @@ class Predictor:
     def queued(self) -> int:
         """Requests that wait to enter the engine."""
         return self._turnstile.gate.waiting
+
+    def terms(self, timeout: float | None = None, *, background: bool = False) -> Terms:
+        """The terms of a request that has arrived now, with the server's timeout unless it brings its own."""
+        seconds = timeout or self._timeout
+        return Terms(seconds, asyncio.get_running_loop().time() + seconds, background)
+
+    def terms_of(self, request: PredictRequest) -> Terms:
+        """The terms that a request asks for, arriving now."""
+        return self.terms(request.timeout, background=request.priority == "background")
 
     async def prepare(self, request: PredictRequest) -> Plan:
         """Route a request and build its prompt.
@@ -116,16 +160,19 @@ class Predictor:
 
     async def predict(self, request: PredictRequest) -> Answer:
         """One request, answered whole."""
-        return await self.answer(await self.prepare(request))
+        terms = self.terms_of(request)
+        return await self.answer(await self.prepare(request), terms)
 
-    async def answer(self, plan: Plan, *, source: AdapterSource | None = None, observed: bool = True) -> Answer:
+    async def answer(
+        self, plan: Plan, terms: Terms, *, source: AdapterSource | None = None, observed: bool = True
+    ) -> Answer:
         """Run a plan to its end. See ``stream``.
 
         An answer that the engine died in the middle of is begun anew, once: its caller has seen nothing of it.
         """
         begun = False
         try:
-            async with aclosing(self.stream(plan, source=source, observed=observed)) as events:
+            async with aclosing(self.stream(plan, terms, source=source, observed=observed)) as events:
                 async for event in events:
                     if isinstance(event, Answer):
                         return event
@@ -134,16 +181,17 @@ class Predictor:
             # Where nothing had come yet, the supervisor has replayed it already.
             if error.code != "engine-died" or not begun:
                 raise
-        async with aclosing(self.stream(plan, source=source, observed=observed)) as events:
+        async with aclosing(self.stream(plan, terms, source=source, observed=observed)) as events:
             async for event in events:
                 if isinstance(event, Answer):
                     return event
         raise RuntimeError("a stream ended without an answer")
 
     async def stream(
-        self, plan: Plan, *, source: AdapterSource | None = None, observed: bool = True
+        self, plan: Plan, terms: Terms, *, source: AdapterSource | None = None, observed: bool = True
     ) -> AsyncGenerator[Piece | Answer]:
-        """Pieces of text as they come, then the answer. Closing the iterator aborts the request.
+        """Pieces of text as they come, then the answer. Closing the iterator aborts the request, and so does the
+        deadline in its ``terms``.
 
         ``source`` stands in for the route's version where that is not registered yet. Only ``observed`` requests
         are shown to plugins and counted.
@@ -157,11 +205,15 @@ class Predictor:
         code: str | None = "aborted"
         try:
             self._require_engine()
-            async with self._turnstile.enter(source.engine_id if source else None) as waited:
-                progress.queued = waited
-                async with aclosing(self._decode(plan, source, started, progress)) as pieces:
+            cost = estimated_tokens(plan, self._engine.model.context_length)
+            async with self._turnstile.enter(
+                source, cost, background=terms.background, deadline=terms.deadline
+            ) as visit:
+                progress.queued = visit.waited
+                async with aclosing(self._decode(plan, source, started, progress, terms.deadline)) as pieces:
                     async for piece in pieces:
                         yield piece
+                visit.token_seconds = progress.token_seconds
             answer = await self._finish(plan, started, progress)
             code = None
             yield answer
@@ -169,6 +221,12 @@ class Predictor:
             code = "overloaded"
             self._metrics.rejected.inc()
             raise ProblemError("overloaded", str(error), retry_after=error.retry_after) from error
+        except DeadlineError as error:
+            code = "deadline-exceeded"
+            where = "before its turn came" if error.waiting else "before its answer was complete"
+            hint = "or send it when less is going on" if error.waiting else "or ask for fewer tokens"
+            text = f"the request's {terms.timeout:g} s were over {where}; give it more time, {hint}"
+            raise ProblemError(code, text) from error
         except Exception as error:
             problem = as_problem(error)
             if problem is None:
@@ -191,12 +249,18 @@ class Predictor:
                 pass
 
     async def _decode(
-        self, plan: Plan, source: AdapterSource | None, started: float, progress: _Progress
+        self,
+        plan: Plan,
+        source: AdapterSource | None,
+        started: float,
+        progress: _Progress,
+        deadline: float | None,
     ) -> AsyncGenerator[Piece]:
         prompt = convert.prompt_input(plan.prompt)
         match plan.decoding:
             case Score(candidates=candidates, ends_answer=ends):
-                scored = await self._engine.score(ScoreRequest(_new_id(), prompt, candidates, source, ends))
+                request = ScoreRequest(_new_id(), prompt, candidates, source, ends)
+                scored = await before(deadline, self._engine.score(request))
                 progress.prompt_tokens = scored.prompt_tokens
                 progress.completion_tokens = scored.scored_tokens
                 progress.output = Scores(
@@ -206,7 +270,7 @@ class Predictor:
                     )
                 )
             case Generate(sampling=sampling, constraint=constraint):
-                request = GenerateRequest(
+                generation = GenerateRequest(
                     id=_new_id(),
                     prompt=prompt,
                     sampling=convert.sampling_params(sampling),
@@ -215,10 +279,11 @@ class Predictor:
                 )
                 texts: list[str] = []
                 tokens: list[TokenLogprob] = []
-                async with _closing(self._engine.generate(request)) as deltas:
-                    async for delta in deltas:
+                async with _closing(self._engine.generate(generation)) as deltas:
+                    while (delta := await before(deadline, anext(deltas, None))) is not None:
+                        progress.last_token = time.monotonic() - started
                         if progress.first_token is None and (delta.text or delta.completion_tokens):
-                            progress.first_token = time.monotonic() - started
+                            progress.first_token = progress.last_token
                         texts.append(delta.text)
                         tokens.extend(delta.tokens)
                         progress.prompt_tokens = delta.prompt_tokens or progress.prompt_tokens

@@ -13,11 +13,11 @@ import pytest
 
 from graft_server.registry.records import Lineage
 from graft_server.services import Services
-from graft_server.serving.evaluator import unpublished_source
+from graft_server.serving.evaluator import Subject, unpublished_source
 from graft_server.serving.job_results import JobResults
 from graft_server.training.options import resolve_options
 from support.scripted_engine import FINGERPRINT, last_words
-from support.serving import adapter_files, engine_of, ndjson, on_socket, parts, publish
+from support.serving import adapter_files, engine_of, in_memory, make_services, ndjson, on_socket, parts, publish
 
 ROWS = [{"source": f"{word} lamp", "target": f"{word} Lampe"} for word in ("red", "green", "blue", "old", "new")]
 
@@ -117,6 +117,28 @@ async def test_a_caller_that_hangs_up_ends_the_evaluation(client: httpx.AsyncCli
         calling.cancel()
         await engine.until(lambda engine: not engine.running)
     assert len(engine.aborted) == 5
+
+
+async def test_an_evaluation_waits_in_the_background_and_outlasts_a_full_queue(tmp_path: Path) -> None:
+    services = make_services(tmp_path, max_sequences=2, max_queued=1)
+    engine = engine_of(services)
+    engine.hold()
+    task = services.host.task("translation")
+    subject = Subject(None, task.state_model())
+    examples = [task.parse_row(row) for row in ROWS]
+    async with in_memory(services) as client:
+        people = [asyncio.create_task(client.post("/api/predict", json={"adapter": "base", "text": "hello"}))]
+        await engine.until(lambda engine: len(engine.running) == 1)
+        measuring = asyncio.create_task(services.evaluator.measure(task, examples, {"base": subject}))
+        await engine.until(lambda engine: len(engine.running) == 2)
+        while services.predictor.queued < 1:
+            await asyncio.sleep(0.005)
+        full = await client.post("/api/predict", json={"adapter": "base", "text": "hello"})
+        assert full.json()["code"] == "overloaded"
+        engine.release()
+        assert (await people[0]).status_code == 200
+        assert (await measuring)["base"].rows == 5
+    services.registry.close()
 
 
 async def test_a_result_that_is_not_published_is_measured_beside_the_base_and_unloaded(services: Services) -> None:

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 
 from graft_client.schemas.openai import ChatCompletionRequest
 from graft_plugins.task import Message
-from graft_server.api.deps import ServicesDep
+from graft_server.api.deps import ServicesDep, TermsDep
 from graft_server.api.openai.shapes import chat_logprobs, messages_of, sampling_of, usage_of, wants_usage
 from graft_server.api.openai.stream import DONE, chunk, error_chunk
 from graft_server.api.predict import route_headers
@@ -26,7 +26,9 @@ router = APIRouter(prefix="/v1/chat", tags=["openai"])
 
 
 @router.post("/completions")
-async def chat_completions(body: ChatCompletionRequest, request: Request, services: ServicesDep) -> Response:
+async def chat_completions(
+    body: ChatCompletionRequest, request: Request, services: ServicesDep, terms: TermsDep
+) -> Response:
     """Answer a conversation, whole or streamed."""
     include_usage = wants_usage(body)
     sampling = sampling_of(body)
@@ -40,10 +42,10 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, servic
         "system_fingerprint": services.system_fingerprint,
     }
     if body.stream:
-        items = await begin(request, services.predictor.stream(plan))
+        items = await begin(request, services.predictor.stream(plan, terms))
         chunks = _chunks(items, head, bool(body.logprobs), include_usage)
         return StreamResponse(chunks, media_type=EVENTS, headers=headers)
-    answer = await until_disconnect(request, services.predictor.answer(plan))
+    answer = await until_disconnect(request, services.predictor.answer(plan, terms))
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": answer.parsed.text, "refusal": None},

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 
 from graft_client.schemas.common import Usage
 from graft_client.schemas.openai import CompletionRequest
-from graft_server.api.deps import ServicesDep
+from graft_server.api.deps import ServicesDep, TermsDep
 from graft_server.api.openai.shapes import completion_logprobs, sampling_of, usage_of, wants_usage
 from graft_server.api.openai.stream import DONE, chunk, error_chunk
 from graft_server.api.predict import route_headers
@@ -21,7 +21,7 @@ from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disc
 from graft_server.problems import ProblemError
 from graft_server.services import Services
 from graft_server.serving.pipeline import Plan, plan_verbatim
-from graft_server.serving.predictor import Answer, Piece, Predictor
+from graft_server.serving.predictor import Answer, Piece, Predictor, Terms
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -30,7 +30,7 @@ _DEFAULT_MAX_TOKENS = 16
 
 
 @router.post("/completions")
-async def completions(body: CompletionRequest, request: Request, services: ServicesDep) -> Response:
+async def completions(body: CompletionRequest, request: Request, services: ServicesDep, terms: TermsDep) -> Response:
     """Continue one or several texts, whole or streamed."""
     include_usage = wants_usage(body)
     sampling = {"max_tokens": _DEFAULT_MAX_TOKENS, **sampling_of(body)}
@@ -49,10 +49,10 @@ async def completions(body: CompletionRequest, request: Request, services: Servi
     }
     wants_logprobs = body.logprobs is not None
     if body.stream:
-        items = await begin(request, _in_order(services.predictor, plans))
+        items = await begin(request, _in_order(services.predictor, plans, terms))
         chunks = _chunks(items, head, wants_logprobs, include_usage)
         return StreamResponse(chunks, media_type=EVENTS, headers=headers)
-    answers = await until_disconnect(request, _all(services.predictor, plans))
+    answers = await until_disconnect(request, _all(services.predictor, plans, terms))
     choices = [
         {
             "index": index,
@@ -71,9 +71,9 @@ def _plan(services: Services, model: str, prompts: Sequence[str], sampling: dict
     return [plan_verbatim(route, prompt, sampling=sampling) for prompt in prompts]
 
 
-async def _all(predictor: Predictor, plans: Sequence[Plan]) -> list[Answer]:
+async def _all(predictor: Predictor, plans: Sequence[Plan], terms: Terms) -> list[Answer]:
     """All answers, in the prompts' order; the first failure ends the others."""
-    tasks = [asyncio.create_task(predictor.answer(plan)) for plan in plans]
+    tasks = [asyncio.create_task(predictor.answer(plan, terms)) for plan in plans]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -82,10 +82,12 @@ async def _all(predictor: Predictor, plans: Sequence[Plan]) -> list[Answer]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _in_order(predictor: Predictor, plans: Sequence[Plan]) -> AsyncGenerator[tuple[int, Piece | Answer]]:
+async def _in_order(
+    predictor: Predictor, plans: Sequence[Plan], terms: Terms
+) -> AsyncGenerator[tuple[int, Piece | Answer]]:
     """Pieces and answers with the index of their prompt, one prompt behind the other."""
     for index, plan in enumerate(plans):
-        async with aclosing(predictor.stream(plan)) as items:
+        async with aclosing(predictor.stream(plan, terms)) as items:
             async for item in items:
                 yield index, item
 
