@@ -105,12 +105,13 @@ class Generate(_Frozen):
 class Score(_Frozen):
     """Score given continuations instead of generating one.
 
-    Each is a whole answer, and that nothing follows it counts as well, unless ``ends_answer`` is off.
+    Each is a whole answer, and that nothing follows it counts as well; with an ``ending``, it is followed by that text
+    instead, such as the line end in a list that goes on.
     """
 
     kind: Literal["score"] = "score"
     candidates: tuple[str, ...] = Field(min_length=1)
-    ends_answer: bool = True
+    ending: str | None = None
 
 
 Decoding = Annotated[Generate | Score, Field(discriminator="kind")]

@@ -28,6 +28,8 @@ from graft_plugins.task import (
 
 #: Items of a history that the model reads.
 HISTORY_ITEMS = 16
+#: The end of a line belongs to its title, or a title could not be told from a longer one.
+_LINE_END = "\n"
 #: Sampled negatives beside the next item when measuring.
 NEGATIVES = 49
 
@@ -142,7 +144,7 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
         pieces = [piece for example in train for piece in _pieces(example)]
         random.Random(len(pieces)).shuffle(pieces)
         for first, *rest in pieces:
-            yield TrainingPair(prompt=_list_of([first]), target="".join(map(_line, rest)))
+            yield TrainingPair(prompt=_list_of([first]), target=_lines(rest))
 
     def request_for(self, example: HistoryExample, state: Catalogue) -> RecommendationRequest:
         """The next item among sampled negatives, all of them to be ranked."""
@@ -177,8 +179,8 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
     def parse(self, request: RecommendationRequest, output: Output, state: Catalogue) -> RecommendationResponse:
         assert isinstance(output, Scores)
         ranked = sorted(output.candidates, key=lambda candidate: -candidate.normalised)
-        best = [(item.text.removesuffix("\n"), item.normalised) for item in ranked[: request.k]]
-        return RecommendationResponse(items=[RankedItem(title=title, score=score) for title, score in best])
+        best = [RankedItem(title=item.text, score=item.normalised) for item in ranked[: request.k]]
+        return RecommendationResponse(items=best)
 
     def request_from_text(self, text: str) -> RecommendationRequest:
         """Titles separated by line ends or semicolons."""
@@ -214,18 +216,17 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
         return {"random": _report(by_chance), "popularity": _report(by_popularity)}
 
 
-def _line(title: str) -> str:
-    """A title as it stands in a list; its end belongs to it, or a title could not be told from a longer one."""
-    return f"{title}\n"
-
-
 def _list_of(titles: Iterable[str]) -> Prompt:
-    return Prompt(text="".join(map(_line, titles)))
+    return Prompt(text=_lines(titles))
+
+
+def _lines(titles: Iterable[str]) -> str:
+    return "".join(f"{title}{_LINE_END}" for title in titles)
 
 
 def _score(titles: Iterable[str]) -> Score:
     """Each as the list's next line. The list goes on behind it."""
-    return Score(candidates=tuple(map(_line, titles)), ends_answer=False)
+    return Score(candidates=tuple(titles), ending=_LINE_END)
 
 
 def _pieces(example: HistoryExample) -> list[list[str]]:

@@ -46,11 +46,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn], 
     return list(tokenizer(_render(tokenizer, turns), add_special_tokens=False)["input_ids"])
 
 
-def encode_target(tokenizer: PreTrainedTokenizerBase, target: str, *, ends: bool = True) -> list[int]:
-    """Token ids of an answer to learn or to score: no special token in front and, where the answer ``ends`` with it,
-    the end-of-turn token behind."""
-    ids = list(tokenizer(target, add_special_tokens=False)["input_ids"])
-    end = end_of_turn_id(tokenizer) if ends else None
+def encode_target(tokenizer: PreTrainedTokenizerBase, target: str, *, ending: str | None = None) -> list[int]:
+    """Token ids of an answer to learn or to score: no special token in front and the end-of-turn token behind, or
+    ``ending`` in its place."""
+    ids = list(tokenizer(f"{target}{ending or ''}", add_special_tokens=False)["input_ids"])
+    end = end_of_turn_id(tokenizer) if ending is None else None
     return ids if end is None else [*ids, end]
 
 

@@ -94,14 +94,14 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class ScoreRequest(msgspec.Struct, frozen=True):
-    """Likelihoods of ``candidates`` as continuations of ``prompt``, which is computed once; with ``ends_answer``, of
-    each as a whole answer, its end included."""
+    """Likelihoods of ``candidates`` as continuations of ``prompt``, which is computed once: of each with ``ending``
+    behind it or, without one, as a whole answer, its end included."""
 
     id: str
     prompt: PromptInput
     candidates: tuple[str, ...]
     adapter: AdapterSource | None = None
-    ends_answer: bool = True
+    ending: str | None = None
 
 
 class Scored(msgspec.Struct, frozen=True):

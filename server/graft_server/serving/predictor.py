@@ -258,8 +258,8 @@ class Predictor:
     ) -> AsyncGenerator[Piece]:
         prompt = convert.prompt_input(plan.prompt)
         match plan.decoding:
-            case Score(candidates=candidates, ends_answer=ends):
-                request = ScoreRequest(_new_id(), prompt, candidates, source, ends)
+            case Score(candidates=candidates, ending=ending):
+                request = ScoreRequest(_new_id(), prompt, candidates, source, ending)
                 scored = await before(deadline, self._engine.score(request))
                 progress.prompt_tokens = scored.prompt_tokens
                 progress.completion_tokens = scored.scored_tokens

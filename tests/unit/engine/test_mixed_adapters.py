@@ -207,8 +207,9 @@ def test_any_mixture_in_any_order_with_chunks_preemption_and_eviction(
     assert not any(engine.slots.in_use(i) for i in engine.slots.ids())
 
 
+@pytest.mark.parametrize("ending", [None, "\n"])
 @pytest.mark.parametrize("adapter", range(7))
-def test_scores_equal_the_reference(rig: Rig, adapter: int) -> None:
+def test_scores_equal_the_reference(rig: Rig, adapter: int, ending: str | None) -> None:
     import torch
 
     from graft_server.base_model.prompt import encode_target
@@ -218,13 +219,12 @@ def test_scores_equal_the_reference(rig: Rig, adapter: int) -> None:
     candidates = ("a", "Toy Story (1995)", "Jumanji (1995)", "Toy", "z" * 300, *(f"film {i}" for i in range(40)))
     # Beside a running generation, so that the batch is mixed.
     engine.submit(request(rig, "beside", 0, 2))
-    engine.submit(
-        ScoreRequest("score", PromptInput(text=PROMPTS[2]), candidates=candidates, adapter=rig.adapters[adapter])
-    )
+    prompted = PromptInput(text=PROMPTS[2])
+    engine.submit(ScoreRequest("score", prompted, candidates, adapter=rig.adapters[adapter], ending=ending))
     drain(engine)
     prompt = rig.tokens(PROMPTS[2])
     for candidate, scored in list(zip(candidates, events.scores["score"].scores, strict=True))[:8]:
-        ids = encode_target(rig.tokenizer, candidate)
+        ids = encode_target(rig.tokenizer, candidate, ending=ending)
         with torch.inference_mode():
             logits = rig.models[adapter](input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0]
         logprobs = torch.log_softmax(logits.float(), -1)[len(prompt) - 1 : -1]

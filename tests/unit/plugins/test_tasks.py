@@ -277,7 +277,7 @@ def test_training_reads_what_serving_asks() -> None:
     (pair,) = task.training_pairs(train, Catalogue())
     asked = task.prompt(RecommendationRequest(history=FILMS[:2]), Catalogue())
     assert asked.text == f"{FILMS[0]}\n{FILMS[1]}\n"
-    assert f"{pair.prompt.text}{pair.target}" == f"{asked.text}{FILMS[2]}"
+    assert f"{pair.prompt.text}{pair.target}" == f"{asked.text}{FILMS[2]}\n"
 
 
 def test_measured_against_49_items_that_the_user_never_took() -> None:
@@ -296,9 +296,9 @@ def test_ranks_by_likelihood_normalised_by_length() -> None:
     request = RecommendationRequest(history=["a"], candidates=["long", "short", "bad"], k=2)
     scored = Scores(
         candidates=(
-            CandidateScore(text="long\n", logprob=-1.3, tokens=13),
-            CandidateScore(text="short\n", logprob=-1.0, tokens=1),
-            CandidateScore(text="bad\n", logprob=-9.0, tokens=1),
+            CandidateScore(text="long", logprob=-1.3, tokens=13),
+            CandidateScore(text="short", logprob=-1.0, tokens=1),
+            CandidateScore(text="bad", logprob=-9.0, tokens=1),
         )
     )
     response = task.parse(request, scored, Catalogue())
@@ -311,7 +311,7 @@ def test_without_candidates_it_ranks_the_catalogue_without_the_history() -> None
     task = TASKS["recommendation"]
     state = Catalogue(counts={"a": 2, "b": 1, "c": 1})
     decoding = task.decoding(RecommendationRequest(history=["b"]), state)
-    assert decoding == Score(candidates=("a", "c"))
+    assert decoding == Score(candidates=("a", "c"), ending="\n")
     with pytest.raises(RequestError, match="send `candidates`"):
         task.decoding(RecommendationRequest(history=["b"]), Catalogue())
     with pytest.raises(RequestError, match="holds the whole catalogue"):

@@ -182,7 +182,7 @@ class TorchEngine:
             raise InvalidRequestError("there are no candidates to score")
         tokens = self._encode(request.prompt)
         candidates = [
-            encode_target(self.tokenizer, candidate, ends=request.ends_answer) for candidate in request.candidates
+            encode_target(self.tokenizer, candidate, ending=request.ending) for candidate in request.candidates
         ]
         if not all(candidates):
             raise InvalidRequestError("a candidate to score is empty")
