@@ -34,6 +34,7 @@ from graft_server.api.views import job_info, version_info
 from graft_server.config import Settings
 from graft_server.engine.base import Engine, EngineError
 from graft_server.engine.messages import EngineConfig
+from graft_server.engine.stats_cache import StatsCache
 from graft_server.engine.supervisor import SupervisedEngine
 from graft_server.http_server import HttpServer, bind, is_loopback, url_of
 from graft_server.instance import claimed, write_note
@@ -67,7 +68,8 @@ _ROUTERS = (
 
 def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: Engine) -> Services:
     """Wire the rooms around an engine; nothing is started."""
-    metrics = Metrics()
+    metrics = Metrics(settings.metrics_adapters)
+    engine_stats = StatsCache(engine)
     observers = Observers(host)
     gate = Gate(
         slots=settings.max_slots,
@@ -93,6 +95,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         registry=registry,
         host=host,
         engine=engine,
+        engine_stats=engine_stats,
         resolver=resolver,
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
@@ -104,6 +107,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         running=lambda: gate.running,
         restarts=lambda: engine.restarts,
         ready=lambda: services.ready,
+        engine=engine_stats,
     )
     return services
 

@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "plain", "json"] = Field(
         "auto", description="`plain` lines or `json`; `auto` is plain on a terminal and JSON in a pipe."
     )
+    metrics_adapters: int = Field(
+        100, ge=0, le=1000, description="Adapters with a label of their own in `/metrics`; the others share `other`."
+    )
 
 
 def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> Settings:

@@ -12,7 +12,11 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Literal, TextIO
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from graft_server.engine.stats_cache import StatsCache
+from graft_server.metrics.by_adapter import RequestFigures
+from graft_server.metrics.of_engine import EngineFigures
 
 #: The id of the request being served, for log lines and error documents.
 request_id: ContextVar[str | None] = ContextVar("graft_request_id", default=None)
@@ -77,9 +81,10 @@ def configure_logging(level: str, style: LogFormat = "auto", stream: TextIO | No
 
 
 class Metrics:
-    """Prometheus figures of one server. Every label has few values: no adapter names, no ids, no raw paths."""
+    """Prometheus figures of one server. Every label has few values: no ids, no raw paths, and no more names of adapters
+    than ``adapters``, however many there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, adapters: int) -> None:
         self.registry = CollectorRegistry()
         self.http_requests = Counter(
             "graft_http_requests",
@@ -88,16 +93,10 @@ class Metrics:
             registry=self.registry,
         )
         self.http_in_flight = Gauge("graft_http_in_flight", "HTTP requests being answered.", registry=self.registry)
-        self.predictions = Counter(
-            "graft_predictions", "Model requests by outcome.", ["outcome"], registry=self.registry
-        )
-        self.tokens = Counter("graft_tokens", "Tokens by kind: prompt or completion.", ["kind"], registry=self.registry)
+        self.requests = RequestFigures(adapters)
+        self.registry.register(self.requests)
         self.rejected = Counter(
             "graft_rejected", "Requests refused because the queue was full.", registry=self.registry
-        )
-        self.queue_seconds = Histogram("graft_queue_seconds", "Seconds a model request waited.", registry=self.registry)
-        self.request_seconds = Histogram(
-            "graft_request_seconds", "Seconds from arrival to the last token.", registry=self.registry
         )
         self.queued = Gauge("graft_queued", "Model requests waiting to enter the engine.", registry=self.registry)
         self.running = Gauge("graft_running", "Model requests in the engine.", registry=self.registry)
@@ -111,25 +110,18 @@ class Metrics:
         running: Callable[[], int],
         restarts: Callable[[], int],
         ready: Callable[[], bool],
+        engine: StatsCache,
     ) -> None:
         """Read these figures when they are asked for."""
         self.queued.set_function(queued)
         self.running.set_function(running)
         self.engine_restarts.set_function(restarts)
         self.ready.set_function(ready)
-
-    def observe_request(
-        self, *, outcome: str, prompt_tokens: int, completion_tokens: int, queued: float, seconds: float
-    ) -> None:
-        """Count one model request. ``outcome`` is ``ok``, ``aborted`` or a problem's code."""
-        self.predictions.labels(outcome).inc()
-        self.tokens.labels("prompt").inc(prompt_tokens)
-        self.tokens.labels("completion").inc(completion_tokens)
-        self.queue_seconds.observe(queued)
-        self.request_seconds.observe(seconds)
+        self.registry.register(EngineFigures(engine))
 
     def render(self) -> bytes:
-        """The figures in Prometheus' text format."""
+        """The figures in Prometheus' text format. Takes milliseconds where there are many adapters: call it in a
+        thread."""
         return generate_latest(self.registry)
 
 

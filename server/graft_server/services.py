@@ -9,6 +9,7 @@ from typing import Protocol
 from graft_plugins.manager import PluginHost
 from graft_server.config import Settings
 from graft_server.engine.base import Engine
+from graft_server.engine.stats_cache import StatsCache
 from graft_server.lifecycle import Lifecycle
 from graft_server.observability import Metrics
 from graft_server.observers import Observers
@@ -39,6 +40,7 @@ class Services:
     registry: Registry
     host: PluginHost
     engine: Engine
+    engine_stats: StatsCache
     resolver: Resolver
     predictor: Predictor
     evaluator: Evaluator

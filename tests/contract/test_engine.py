@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from graft_server.base_model import BaseModel, resolve
 from graft_server.engine.base import (
+    LOAD_SECONDS,
     AdapterLoadError,
     AdapterSource,
     ChatMessage,
@@ -100,6 +101,8 @@ async def test_deltas_add_up_and_the_last_one_counts(engine: SupervisedEngine) -
     assert deltas[-1].completion_tokens == 8
     assert deltas[-1].prompt_tokens == len("Hello")
     assert all(delta.finish_reason is None for delta in deltas[:-1])
+    counts = [delta.completion_tokens for delta in deltas]
+    assert counts == sorted(counts)
 
 
 async def test_adapters_and_base_answer_side_by_side_as_alone(engine: SupervisedEngine, adapter: AdapterSource) -> None:
@@ -144,11 +147,18 @@ async def test_leaving_early_aborts(engine: SupervisedEngine) -> None:
 
 async def test_more_adapters_than_slots_take_turns(engine: SupervisedEngine, base: BaseModel, tmp_path: Path) -> None:
     sources = [random_adapter(base, "lora", tmp_path / str(i), seed=i, engine_id=100 + i, r=4)[0] for i in range(5)]
+    before = await engine.stats()
     first = [await text_of(engine, ask(f"one{i}", adapter=source)) for i, source in enumerate(sources)]
     again = await asyncio.gather(*(text_of(engine, ask(f"all{i}", adapter=source)) for i, source in enumerate(sources)))
     assert again == first
     assert len(set(first)) == 5
-    assert len((await engine.stats()).loaded) <= 2
+    after = await engine.stats()
+    assert len(after.loaded) <= 2
+    # Each is read once and stays in host memory; through two slots they go twice, and all but the last two leave again.
+    assert len(after.load_counts) == len(LOAD_SECONDS) + 1
+    assert sum(after.load_counts) - sum(before.load_counts) == 5
+    assert after.evictions - before.evictions >= 6
+    assert after.load_seconds > before.load_seconds
 
 
 async def test_unloading_frees_the_slot(engine: SupervisedEngine, adapter: AdapterSource) -> None:

@@ -67,6 +67,8 @@ class ScriptedEngine:
         self.requests: list[GenerateRequest | ScoreRequest] = []
         self.running: set[str] = set()
         self.most_running = 0
+        self.loaded: tuple[str, ...] = ()
+        self.preemptions = 0
         self.aborted: list[str] = []
         self.unloaded: list[int] = []
         self.validated: list[AdapterSource] = []
@@ -158,7 +160,12 @@ class ScriptedEngine:
         return [[1.0, 0.0] for _ in texts]
 
     async def stats(self) -> EngineStats:
-        return EngineStats(running=len(self.running), slots=self.capabilities.slots)
+        return EngineStats(
+            running=len(self.running),
+            loaded=self.loaded,
+            slots=self.capabilities.slots,
+            preemptions=self.preemptions,
+        )
 
     def _enter(self, request: GenerateRequest | ScoreRequest) -> int:
         if self.state != "ready":

@@ -26,11 +26,11 @@ class Session:
     url: str | None
     as_json: bool
 
-    def client(self) -> Client:
-        """A client of the chosen server; use it in a ``with`` block."""
+    def client(self, **options: Any) -> Client:
+        """A client of the chosen server, with ``Client``'s own options; use it in a ``with`` block."""
         from graft_client import Client
 
-        return Client(self.url)
+        return Client(self.url, **options)
 
     def emit(self, value: BaseModel | list[Any] | dict[str, Any]) -> None:
         """Prints a document, or several, as JSON on stdout."""

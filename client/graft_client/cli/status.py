@@ -9,10 +9,30 @@ from graft_client.cli.lazy import Command
 from graft_client.cli.session import Session, with_session
 
 
-@click.command(cls=Command, examples=["graft status", "graft status --json", "graft status --url http://gpu-1:8000"])
+@click.command(
+    cls=Command,
+    examples=["graft status", "graft status --json", "graft status --url http://gpu-1:8000", "graft status --watch"],
+)
+@click.option("--watch", "watched", is_flag=True, help="Show live figures until Ctrl-C; in a pipe, a line each time.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks, with --watch.",
+)
 @with_session
-def status(session: Session) -> None:
-    """Show the server's base model, engine, queues and jobs. Exits with 6 where it is not ready."""
+def status(session: Session, watched: bool, interval: float) -> None:
+    """Show the server's base model, engine, queues and jobs. Exits with 6 where it is not ready.
+
+    With --watch it goes on, whether the server is ready, away or back again; with --json too, each line is one
+    JSON object.
+    """
+    if watched:
+        from graft_client.cli.watch import watch
+
+        watch(session, interval)
+        return
     with session.client() as client:
         found = client.status()
         url = client.url
@@ -38,7 +58,9 @@ def status(session: Session) -> None:
                 ("requests", f"{engine.running} running, {engine.waiting + found.queued_requests} waiting"),
                 (
                     "KV cache",
-                    f"{engine.kv_blocks_used} of {blocks} blocks" if blocks else None,
+                    f"{engine.kv_blocks_used} of {blocks} blocks, {engine.reused_tokens:,} prompt tokens reused"
+                    if blocks
+                    else None,
                 ),
                 ("slots", f"{len(engine.loaded_adapters)} of {engine.slots} in use"),
                 ("loaded", engine.loaded_adapters or None),

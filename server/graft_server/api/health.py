@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from graft_client.schemas.status import BaseModelStatus, EngineStatus, Health, ServerStatus
+from graft_client.schemas.status import AdapterTraffic, BaseModelStatus, EngineStatus, Health, ServerStatus
 from graft_server.api.deps import ServicesDep
-from graft_server.engine.base import EngineError, EngineStats
 from graft_server.services import Services
+from graft_server.serving.traffic import Load
 
 router = APIRouter(tags=["server"])
 
@@ -42,7 +44,8 @@ async def ready(services: ServicesDep, response: Response) -> Health:
 @router.get("/metrics", response_class=Response)
 async def metrics(services: ServicesDep) -> Response:
     """Figures in Prometheus' text format."""
-    return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    await services.engine_stats.get(max_age=1.0)
+    return Response(await asyncio.to_thread(services.metrics.render), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/api/status")
@@ -50,6 +53,8 @@ async def status(services: ServicesDep) -> ServerStatus:
     """Engine, queues and what is registered."""
     engine, base = await _engine(services)
     counts = await asyncio.to_thread(services.registry.counts)
+    now = time.monotonic()
+    traffic = services.predictor.traffic
     return ServerStatus(
         version=VERSION,
         ready=services.ready,
@@ -60,6 +65,9 @@ async def status(services: ServicesDep) -> ServerStatus:
         versions=counts.versions,
         tasks=sorted(services.host.tasks),
         queued_requests=services.predictor.queued,
+        admitted_requests=services.predictor.admitted,
+        queue_age_seconds=traffic.queue_age(now),
+        traffic=_traffic(engine.loaded_adapters, traffic.loads(now)),
         jobs=counts.jobs,
     )
 
@@ -71,11 +79,7 @@ async def _engine(services: Services) -> tuple[EngineStatus, BaseModelStatus]:
     )
     if engine.state not in ("ready", "rebuilding"):
         return status, BaseModelStatus(name=services.base_name)
-    try:
-        stats = await engine.stats()
-    except EngineError:
-        # It may be rebuilt at this very moment; its state says so.
-        stats = EngineStats()
+    stats = await services.engine_stats.get()
     capabilities, model = engine.capabilities, engine.model
     status = status.model_copy(
         update={
@@ -90,6 +94,10 @@ async def _engine(services: Services) -> tuple[EngineStatus, BaseModelStatus]:
             "kv_blocks_total": stats.kv_blocks_total,
             "generated_tokens": stats.generated_tokens,
             "tokens_per_second": stats.tokens_per_second,
+            "preemptions": stats.preemptions,
+            "reused_tokens": stats.reused_tokens,
+            "evictions": stats.evictions,
+            "stats_age_seconds": services.engine_stats.age,
         }
     )
     base = BaseModelStatus(
@@ -101,3 +109,19 @@ async def _engine(services: Services) -> tuple[EngineStatus, BaseModelStatus]:
         path=model.path,
     )
     return status, base
+
+
+def _traffic(loaded: Sequence[str], loads: Mapping[str, Load]) -> list[AdapterTraffic]:
+    """What is in a slot, asked for or not, and what is asked for, in a slot or not."""
+    idle = Load(running=0, waiting=0, tokens_per_second=0.0)
+    rows = [
+        AdapterTraffic(
+            ref=ref,
+            loaded=ref == "base" or ref in loaded,
+            running=load.running,
+            waiting=load.waiting,
+            tokens_per_second=load.tokens_per_second,
+        )
+        for ref, load in {**dict.fromkeys(loaded, idle), **loads}.items()
+    ]
+    return sorted(rows, key=lambda row: (-row.tokens_per_second, -row.running, -row.waiting, row.ref))

@@ -83,7 +83,8 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 
 class Delta(msgspec.Struct, frozen=True):
     """New text of one request. The last delta has ``finish_reason``. A delta is not a token: text waits until
-    its bytes are whole and can no longer become a stop string."""
+    its bytes are whole and can no longer become a stop string. ``completion_tokens`` are those so far; an engine may
+    leave counts out of all deltas but the last."""
 
     text: str = ""
     tokens: tuple[TokenLogprob, ...] = ()
@@ -142,7 +143,16 @@ class ModelInfo(msgspec.Struct, frozen=True):
     parameters: int
 
 
+#: Upper bounds in seconds of the histogram of adapter loads.
+LOAD_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
 class EngineStats(msgspec.Struct, frozen=True):
+    """What an engine does now, and what it has counted since its process started.
+
+    ``load_counts`` are the adapter loads by duration: one count for each bound of ``LOAD_SECONDS``, one for the rest.
+    """
+
     running: int = 0
     waiting: int = 0
     loaded: tuple[str, ...] = ()
@@ -151,6 +161,11 @@ class EngineStats(msgspec.Struct, frozen=True):
     kv_blocks_total: int = 0
     generated_tokens: int = 0
     tokens_per_second: float = 0.0
+    preemptions: int = 0
+    reused_tokens: int = 0
+    evictions: int = 0
+    load_counts: tuple[int, ...] = ()
+    load_seconds: float = 0.0
 
 
 class EngineError(Exception):

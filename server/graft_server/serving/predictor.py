@@ -26,6 +26,7 @@ from graft_server.engine.base import (
     ScoreRequest,
     TokenLogprob,
 )
+from graft_server.metrics.by_adapter import Served
 from graft_server.observability import Metrics
 from graft_server.observers import Observers
 from graft_server.problems import ProblemError, as_problem
@@ -33,6 +34,7 @@ from graft_server.routing.resolver import Resolver, Route
 from graft_server.serving import convert
 from graft_server.serving.cost import estimated_tokens
 from graft_server.serving.pipeline import Parsed, Plan, parse_output, plan_request
+from graft_server.serving.traffic import Flight, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ class Answer:
 class _Progress:
     """What the engine has said so far about one request."""
 
+    flight: Flight
     output: Output | None = None
     finish_reason: str = "stop"
     tokens: tuple[TokenLogprob, ...] = ()
@@ -101,8 +104,8 @@ class _Progress:
 
     @property
     def token_seconds(self) -> float | None:
-        """From one token to the next, on average over the answer."""
-        if self.first_token is None or self.last_token is None or self.completion_tokens < _MEASURED_TOKENS:
+        """From one token to the next, on average over the answer so far."""
+        if self.first_token is None or self.last_token is None or self.completion_tokens < 2:
             return None
         return (self.last_token - self.first_token) / (self.completion_tokens - 1)
 
@@ -126,11 +129,18 @@ class Predictor:
         self._turnstile = turnstile
         self._metrics = metrics
         self._observers = observers
+        #: Every request in progress, those that are not observed among them.
+        self.traffic = Traffic()
 
     @property
     def queued(self) -> int:
         """Requests that wait to enter the engine."""
         return self._turnstile.gate.waiting
+
+    @property
+    def admitted(self) -> int:
+        """Requests that have entered the engine."""
+        return self._turnstile.gate.running
 
     def terms(self, timeout: float | None = None, *, background: bool = False) -> Terms:
         """The terms of a request that has arrived now, with the server's timeout unless it brings its own."""
@@ -201,7 +211,7 @@ class Predictor:
         """
         started = time.monotonic()
         source = source or convert.adapter_source(plan.route.version)
-        progress = _Progress()
+        progress = _Progress(self.traffic.arrive(source.ref if source else "base", started))
         code: str | None = "aborted"
         try:
             self._require_engine()
@@ -209,11 +219,13 @@ class Predictor:
             async with self._turnstile.enter(
                 source, cost, background=terms.background, deadline=terms.deadline
             ) as visit:
+                self.traffic.enter(progress.flight)
                 progress.queued = visit.waited
                 async with aclosing(self._decode(plan, source, started, progress, terms.deadline)) as pieces:
                     async for piece in pieces:
                         yield piece
-                visit.token_seconds = progress.token_seconds
+                if progress.completion_tokens >= _MEASURED_TOKENS:
+                    visit.token_seconds = progress.token_seconds
             answer = await self._finish(plan, started, progress)
             code = None
             yield answer
@@ -235,6 +247,7 @@ class Predictor:
             code = problem.code
             raise problem from error
         finally:
+            self.traffic.leave(progress.flight)
             if observed:
                 self._observe(plan, progress, time.monotonic() - started, code)
 
@@ -281,13 +294,15 @@ class Predictor:
                 tokens: list[TokenLogprob] = []
                 async with _closing(self._engine.generate(generation)) as deltas:
                     while (delta := await before(deadline, anext(deltas, None))) is not None:
-                        progress.last_token = time.monotonic() - started
+                        now = time.monotonic()
+                        progress.last_token = now - started
                         if progress.first_token is None and (delta.text or delta.completion_tokens):
                             progress.first_token = progress.last_token
                         texts.append(delta.text)
                         tokens.extend(delta.tokens)
                         progress.prompt_tokens = delta.prompt_tokens or progress.prompt_tokens
                         progress.completion_tokens = delta.completion_tokens or progress.completion_tokens
+                        self.traffic.generated(progress.flight, progress.completion_tokens, now)
                         if delta.text or delta.tokens:
                             yield Piece(delta.text, delta.tokens)
                         if delta.finish_reason:
@@ -317,12 +332,18 @@ class Predictor:
         )
 
     def _observe(self, plan: Plan, progress: _Progress, seconds: float, code: str | None) -> None:
-        self._metrics.observe_request(
-            outcome=code or "ok",
-            prompt_tokens=progress.prompt_tokens,
-            completion_tokens=progress.completion_tokens,
-            queued=progress.queued,
-            seconds=seconds,
+        self._metrics.requests.observe(
+            Served(
+                adapter=plan.route.version.adapter if plan.route.version else None,
+                outcome=code or "ok",
+                prompt_tokens=progress.prompt_tokens,
+                completion_tokens=progress.completion_tokens,
+                # What never entered, or never ended well, would tell of callers' patience instead of the server.
+                queued=progress.queued if progress.flight.running else None,
+                first_token=progress.first_token,
+                per_token=progress.token_seconds,
+                total=seconds if code is None else None,
+            )
         )
         self._observers.tell(
             "request_served",

@@ -17,6 +17,7 @@ def test_the_least_recently_used_idle_adapter_leaves() -> None:
     slots.release(1)
     assert slots.put(3) == 2
     assert slots.ids() == [1, 3]
+    assert slots.evictions == 1
 
 
 def test_an_adapter_in_use_never_leaves() -> None:

@@ -61,7 +61,7 @@ class Answer:
         stopped = ended or self.text.stopped or (self.matcher is not None and self.matcher.finished)
         full = self.generated >= self.max_tokens
         if not stopped and not full:
-            return Delta(text=text, tokens=tokens)
+            return Delta(text=text, tokens=tokens, prompt_tokens=self.prompt_tokens, completion_tokens=self.generated)
         return Delta(
             text=text if self.text.stopped else text + self.text.flush(),
             tokens=tokens,

@@ -408,6 +408,11 @@ class TorchEngine:
             kv_blocks_total=pool.total,
             generated_tokens=self._generated,
             tokens_per_second=recent / _RATE_WINDOW,
+            preemptions=self.scheduler.preemptions,
+            reused_tokens=self.scheduler.reused_tokens,
+            evictions=self.slots.evictions,
+            load_counts=tuple(self.loader.loads.counts),
+            load_seconds=self.loader.loads.sum,
         )
 
     def close(self) -> None:

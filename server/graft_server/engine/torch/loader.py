@@ -13,10 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from graft_server.engine.base import AdapterLoadError, AdapterSource, EngineError
+from graft_server.engine.base import LOAD_SECONDS, AdapterLoadError, AdapterSource, EngineError
 from graft_server.engine.torch.host_cache import HostCache
 from graft_server.engine.torch.resident import ResidentAdapter
 from graft_server.engine.torch.slots import Slots
+from graft_server.metrics.buckets import Buckets
 
 #: Reads the files of a version into host memory; an ``EngineError`` says what is wrong with them.
 Read = Callable[[AdapterSource], ResidentAdapter]
@@ -42,8 +43,8 @@ class AdapterLoader:
     ) -> None:
         self.slots = slots
         self.host = host
-        self.loads = 0
-        self.load_seconds = 0.0
+        #: Seconds that adapters took to be read into host memory.
+        self.loads = Buckets(LOAD_SECONDS)
         self._read = read
         self._place = place
         self._displace = displace
@@ -140,8 +141,7 @@ class AdapterLoader:
     def _timed_read(self, source: AdapterSource) -> ResidentAdapter:
         started = time.monotonic()
         adapter = self._read(source)
-        self.loads += 1
-        self.load_seconds += time.monotonic() - started
+        self.loads.observe(time.monotonic() - started)
         return adapter
 
     def _is_being_read(self, engine_id: int) -> bool:
