@@ -57,8 +57,12 @@ class TrainingPair(_Frozen):
     target: str
 
 
+TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
+
+
 class Sampling(_Frozen):
-    """How tokens are drawn. The defaults are greedy decoding."""
+    """How tokens are drawn and when an answer ends. The defaults are greedy decoding to the model's own end."""
 
     max_tokens: int = Field(128, ge=1, description="Most tokens to generate.")
     temperature: float = Field(0.0, ge=0.0, le=5.0, description="0 is greedy.")
@@ -68,6 +72,13 @@ class Sampling(_Frozen):
     stop: tuple[str, ...] = Field((), max_length=16, description="Strings that end the answer, not returned.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Log-probabilities of this many alternatives.")
     ignore_eos: bool = Field(False, description="Generate on where the model would end its answer.")
+    min_p: float = Field(0.0, ge=0.0, le=1.0, description="Least share of the likeliest token's probability.")
+    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0, description="Over prompt and answer; above 1 discourages.")
+    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="Taken from tokens that the answer has.")
+    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="Taken each time that the answer has a token.")
+    logit_bias: dict[TokenId, Bias] = Field({}, max_length=1024, description="Added to the logits of tokens, by id.")
+    stop_token_ids: tuple[TokenId, ...] = Field((), max_length=64, description="Tokens that end the answer.")
+    min_tokens: int = Field(0, ge=0, description="Tokens before which nothing ends the answer.")
 
 
 class Choices(_Frozen):

@@ -30,6 +30,9 @@ class Counter:
     def scored(self, request_id: str, result: ScoreResult) -> None:
         self.ended += 1
 
+    def embedded(self, request_id: str, vectors: list[list[float]]) -> None:
+        self.ended += 1
+
     def done(self, request_id: str) -> None:
         self.ended += 1
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +24,7 @@ from graft_server.engine.base import (
     AdapterLoadError,
     AdapterSource,
     ChatMessage,
+    ConstraintSpec,
     EngineDiedError,
     EngineUnavailableError,
     GenerateRequest,
@@ -29,6 +33,7 @@ from graft_server.engine.base import (
     PromptTooLongError,
     SamplingParams,
     ScoreRequest,
+    TokenLogprob,
 )
 from graft_server.engine.messages import EngineConfig
 from graft_server.engine.supervisor import SupervisedEngine
@@ -121,6 +126,85 @@ async def test_chat_messages_are_rendered(engine: SupervisedEngine) -> None:
     assert deltas[-1].prompt_tokens > len("Hi")
 
 
+async def text_with(
+    engine: SupervisedEngine, name: str, constraint: ConstraintSpec | None = None, **sampling: Any
+) -> str:
+    params = SamplingParams(**{"max_tokens": 12, "ignore_eos": True, **sampling})
+    return await text_of(engine, GenerateRequest(name, PromptInput(text="Hello"), params, constraint=constraint))
+
+
+async def test_a_bias_decides_and_rules_out(engine: SupervisedEngine) -> None:
+    # A letter is one token of the tiny model; 67 is "a".
+    assert await text_with(engine, "biased", logit_bias={67: 100.0}) == "a" * 12
+    others = {token: -100.0 for token in range(320) if token != 67}
+    assert await text_with(engine, "ruled out", logit_bias=others) == "a" * 12
+
+
+@pytest.mark.parametrize(
+    "penalty", [{"repetition_penalty": 2.0}, {"presence_penalty": 2.0}, {"frequency_penalty": 2.0}], ids=str
+)
+async def test_penalties_break_up_what_repeats(engine: SupervisedEngine, penalty: dict[str, float]) -> None:
+    def most_common(text: str) -> int:
+        return max(Counter(text).values())
+
+    looping = await text_with(engine, f"without {penalty}", max_tokens=60)
+    assert most_common(looping) > 20
+    assert most_common(await text_with(engine, f"with {penalty}", max_tokens=60, **penalty)) < most_common(looping)
+
+
+async def test_min_p_of_one_draws_the_likeliest(engine: SupervisedEngine) -> None:
+    greedy = await text_with(engine, "the likeliest")
+    assert await text_with(engine, "min_p 1", temperature=1.0, min_p=1.0, seed=1) == greedy
+    assert await text_with(engine, "min_p 0", temperature=5.0, min_p=0.0, seed=1) != greedy
+
+
+async def test_stop_tokens_end_an_answer_whose_own_end_is_ignored(engine: SupervisedEngine) -> None:
+    bias = {67: 100.0}
+    assert await text_with(engine, "stop token", logit_bias=bias, stop_token_ids=(67,)) == ""
+    waiting = await text_with(engine, "waits", logit_bias=bias, stop_token_ids=(67,), min_tokens=3)
+    assert "a" not in waiting
+    assert len(waiting) >= 1
+
+
+async def test_min_tokens_holds_the_models_own_end_back(engine: SupervisedEngine) -> None:
+    end = {2: 100.0}  # <|im_end|>
+    assert await text_with(engine, "ends", logit_bias=end, ignore_eos=False) == ""
+    request = GenerateRequest("held", PromptInput(text="Hello"), SamplingParams(logit_bias=end, min_tokens=4))
+    last = [delta async for delta in engine.generate(request)][-1]
+    assert (last.finish_reason, last.completion_tokens) == ("stop", 5)
+
+
+async def test_a_seed_repeats_an_answer_whatever_runs_beside_it(engine: SupervisedEngine) -> None:
+    rules: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2, "seed": 11}
+    alone = await text_with(engine, "seeded alone", **rules)
+    others = [text_with(engine, f"beside {i}", temperature=2.0, top_k=5 + i, seed=i) for i in range(6)]
+    together, *rest = await asyncio.gather(text_with(engine, "seeded together", **rules), *others)
+    assert together == alone
+    assert len(set(rest)) > 1
+
+
+async def test_constraints_of_several_requests_in_one_batch(engine: SupervisedEngine) -> None:
+    patterns = ["[0-9]{3}", "[a-c]{4}", "yes|no"]
+    specs = [ConstraintSpec("regex", pattern=pattern) for pattern in patterns]
+    texts = await asyncio.gather(
+        *(text_with(engine, f"bound {i}", spec, ignore_eos=False) for i, spec in enumerate(specs))
+    )
+    assert all(re.fullmatch(pattern, text) for pattern, text in zip(patterns, texts, strict=True)), texts
+
+
+async def test_logprobs_are_the_models_own(engine: SupervisedEngine) -> None:
+    async def first(name: str, **sampling: Any) -> TokenLogprob:
+        params = SamplingParams(max_tokens=1, ignore_eos=True, logprobs=3, **sampling)
+        deltas = [d async for d in engine.generate(GenerateRequest(name, PromptInput(text="Hello"), params))]
+        return next(token for delta in deltas for token in delta.tokens)
+
+    plain = await first("plain logprobs")
+    changed = await first("changed logprobs", temperature=3.0, logit_bias={67: 100.0}, presence_penalty=2.0, seed=1)
+    assert changed.token == "a"
+    assert dict(changed.top) == pytest.approx(dict(plain.top))
+    assert changed.logprob < plain.logprob
+
+
 async def test_scoring(engine: SupervisedEngine, adapter: AdapterSource) -> None:
     result = await engine.score(ScoreRequest("s", PromptInput(text="Film:"), ("A", "Bcd"), adapter))
     assert [scored.tokens for scored in result.scores] == [2, 4]
@@ -128,9 +212,13 @@ async def test_scoring(engine: SupervisedEngine, adapter: AdapterSource) -> None
 
 
 async def test_embedding(engine: SupervisedEngine) -> None:
-    vectors = await engine.embed(["one", "two"])
-    assert len(vectors) == 2
+    vectors = await engine.embed(["one", "two", *(f"text {i}" for i in range(30))])
+    assert len(vectors) == 32
     assert len(vectors[0]) == 64
+    assert (await engine.embed(["two"]))[0] == pytest.approx(vectors[1], abs=1e-4)
+    assert await engine.embed([]) == []
+    with pytest.raises(PromptTooLongError, match="600 tokens"):
+        await engine.embed(["short", "x" * 600])
 
 
 async def test_leaving_early_aborts(engine: SupervisedEngine) -> None:
@@ -181,6 +269,9 @@ async def test_errors_reach_the_caller_with_their_type(
         await engine.validate(AdapterSource("none@1", 50, str(tmp_path), "lora"))
     with pytest.raises(InvalidRequestError, match="no candidates"):
         await engine.score(ScoreRequest("empty", PromptInput(text="x"), ()))
+    for name, sampling in (("logit_bias", {"logit_bias": {320: 1.0}}), ("stop_token_ids", {"stop_token_ids": (-1,)})):
+        with pytest.raises(InvalidRequestError, match=f"`{name}` names the token"):
+            await text_with(engine, name, **sampling)
     folder = tmp_path / "wide"
     folder.mkdir()
     wide = {**json.loads((Path(adapter.path) / "adapter_config.json").read_text()), "r": 128}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -79,3 +79,9 @@ class MetricReport(Schema):
 
 
 JsonObject = dict[str, Any]
+
+#: A token's number in the base model's vocabulary.
+TokenId = Annotated[int, Field(ge=0)]
+#: What is added to a token's logit; at either end it decides alone.
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from graft_client.schemas.common import Schema
+from graft_client.schemas.common import Bias, Schema, Seed, TokenId
 
 
 class OpenAIRequest(Schema):
     """Unknown parameters are refused, as the real service does.
 
-    ``ignore_eos`` and ``top_k`` are vLLM's additions: load tests need answers of a known length.
+    What follows ``ignore_eos``, and ``top_k``, are vLLM's additions.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -24,13 +24,20 @@ class OpenAIRequest(Schema):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
+    seed: Seed | None = None
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     user: str | None = None
-    n: Literal[1] | None = None
+    n: int | None = Field(None, ge=1, le=16)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[TokenId, Bias] | None = Field(None, max_length=1024)
     ignore_eos: bool | None = None
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    stop_token_ids: tuple[TokenId, ...] | None = Field(None, max_length=64)
+    min_tokens: int | None = Field(None, ge=0)
 
 
 class ChatMessage(Schema):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from graft_client.schemas.adapters import EvaluationSummary
-from graft_client.schemas.common import Problem, RequestSchema, Schema, Timings, Usage
+from graft_client.schemas.common import Bias, Problem, RequestSchema, Schema, Seed, Timings, TokenId, Usage
 
 #: Seconds that a request may give itself at most.
 MAX_TIMEOUT = 3600.0
@@ -20,9 +20,22 @@ class SamplingOverrides(RequestSchema):
     temperature: float | None = Field(None, ge=0, le=5)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
-    seed: int | None = None
+    seed: Seed | None = None
     stop: list[str] | None = Field(None, max_length=16)
     ignore_eos: bool | None = Field(None, description="Generate on where the model would end its answer.")
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[TokenId, Bias] | None = Field(None, max_length=1024)
+    stop_token_ids: tuple[TokenId, ...] | None = Field(None, max_length=64)
+    min_tokens: int | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _some_length_is_left(self) -> SamplingOverrides:
+        if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
+            raise ValueError("`min_tokens` is more than `max_tokens`")
+        return self
 
 
 class PredictRequest(RequestSchema):

@@ -42,7 +42,21 @@ class PromptInput(msgspec.Struct, frozen=True):
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
-    """How tokens are drawn; temperature 0 is greedy. ``logprobs`` counts alternatives to report a token."""
+    """How tokens are drawn and when an answer ends; temperature 0 is greedy.
+
+    Logits are changed in the order of transformers and vLLM: the constraint, ``logit_bias``, ``repetition_penalty``,
+    ``frequency_penalty`` and ``presence_penalty``, ``min_tokens``, temperature, top-k, top-p, min-p.
+
+    - ``logprobs``: how many alternatives to report with each token. Log-probabilities are the model's own, within the
+      constraint: as they are before everything that follows it.
+    - ``repetition_penalty``: divides positive and multiplies negative logits of tokens that stand in the prompt or the
+      answer (CTRL: Keskar et al. 2019). ``presence_penalty`` and ``frequency_penalty``: subtracted once, and once an
+      occurrence, from the logits of tokens of the answer alone (OpenAI's definition).
+    - ``min_p``: keeps tokens at least this share as likely as the likeliest (Nguyen et al. 2024).
+    - ``stop``, ``stop_token_ids``: end the answer besides the model's own end, and are no part of its text.
+      ``ignore_eos`` leaves the model's own end out.
+    - ``min_tokens``: tokens before which nothing ends the answer, except a constraint that is complete.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.0
@@ -52,6 +66,13 @@ class SamplingParams(msgspec.Struct, frozen=True):
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     ignore_eos: bool = False
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
 
 
 class ConstraintSpec(msgspec.Struct, frozen=True):

@@ -50,6 +50,9 @@ class Outbox:
     def scored(self, request_id: str, result: ScoreResult) -> None:
         self.send(messages.CandidatesScored(request_id, result))
 
+    def embedded(self, request_id: str, vectors: list[list[float]]) -> None:
+        self.send(messages.Embedded(request_id, vectors))
+
     def done(self, request_id: str) -> None:
         self.send(messages.Done(request_id))
 
@@ -129,10 +132,7 @@ def handle(engine: Any, message: messages.ToEngine, outbox: Outbox) -> None:
         case messages.AskStats(request_id):
             outbox.send(messages.Stats(request_id, engine.stats()))
         case messages.Embed(request_id, texts):
-            try:
-                outbox.send(messages.Embedded(request_id, engine.embed(texts)))
-            except EngineError as error:
-                outbox.error(request_id, error)
+            engine.embed(request_id, texts)
         case messages.Start():
             raise InvalidRequestError("the engine has started already")
 

@@ -449,6 +449,47 @@ def test_query_prints_the_answer_and_nothing_else(server: LittleServer, graft: G
     }
 
 
+def test_every_option_of_decoding_is_sent(server: LittleServer, graft: Graft) -> None:
+    server.on("POST", "/api/predict", sse(samples.result(samples.answer("Hallo"))))
+    options = "--max-tokens 9 --min-tokens 0 --temperature 0 --top-p 0.5 --top-k 0 --min-p 0.1 --seed -1"
+    options += " --repetition-penalty 1.5 --presence-penalty -1 --frequency-penalty 0 --logit-bias 5=-100"
+    options += " --logit-bias 7=1.5 --stop a --stop-token-id 3 --stop-token-id 4 --ignore-eos"
+    result = graft("query", "de-strings", "Hello", *options.split())
+    assert result.exit_code == 0, result.stderr
+    assert server.asked[0].json()["sampling"] == {
+        "max_tokens": 9,
+        "min_tokens": 0,
+        "temperature": 0,
+        "top_p": 0.5,
+        "top_k": 0,
+        "min_p": 0.1,
+        "seed": -1,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -1,
+        "frequency_penalty": 0,
+        "logit_bias": {"5": -100, "7": 1.5},
+        "stop": ["a"],
+        "stop_token_ids": [3, 4],
+        "ignore_eos": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--logit-bias", "5"], "`5` is not ID=BIAS"),
+        (["--logit-bias", "5=200"], "logit_bias.5"),
+        (["--min-tokens", "9", "--max-tokens", "8"], "`min_tokens` is more than `max_tokens`"),
+        (["--min-p", "2"], "--min-p"),
+    ],
+    ids=str,
+)
+def test_options_of_decoding_that_make_no_sense_are_told(graft: Graft, options: list[str], told: str) -> None:
+    result = graft("query", "de-strings", "Hello", *options)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
 def test_query_prints_a_scored_answer_that_has_no_deltas(server: LittleServer, graft: Graft) -> None:
     server.on("POST", "/api/predict", sse(samples.result(samples.answer("1. Alien"))))
     assert graft("query", "films", "--input", '{"k": 1}').stdout == "1. Alien\n"

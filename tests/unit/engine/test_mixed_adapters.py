@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,51 +15,20 @@ from graft_server.engine.base import (
     AdapterSource,
     ChatMessage,
     ConstraintSpec,
-    Delta,
-    EngineError,
     GenerateRequest,
     PromptInput,
     SamplingParams,
     ScoreRequest,
-    ScoreResult,
 )
 from graft_server.engine.torch.block_pool import BlockPool
 from support.adapters import greedy, methods, random_adapter
+from support.recorder import Recorder, drain
 from support.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.torch
 
 PROMPTS = ["Hello", "What is a beam?", "Turn off the lights in the kitchen, please.", "x" * 90, "ab"]
 NEW_TOKENS = 12
-
-
-@dataclass
-class Recorder:
-    """An ``Events`` sink that keeps everything."""
-
-    deltas: dict[str, list[Delta]] = field(default_factory=dict)
-    scores: dict[str, ScoreResult] = field(default_factory=dict)
-    errors: dict[str, EngineError] = field(default_factory=dict)
-    finished: set[str] = field(default_factory=set)
-
-    def delta(self, request_id: str, delta: Delta) -> None:
-        assert request_id not in self.finished, "a delta behind the last one"
-        self.deltas.setdefault(request_id, []).append(delta)
-        if delta.finish_reason:
-            self.finished.add(request_id)
-
-    def scored(self, request_id: str, result: ScoreResult) -> None:
-        assert request_id not in self.scores
-        self.scores[request_id] = result
-
-    def done(self, request_id: str) -> None:
-        self.finished.add(request_id)
-
-    def error(self, request_id: str, error: EngineError) -> None:
-        self.errors[request_id] = error
-
-    def text(self, request_id: str) -> str:
-        return "".join(delta.text for delta in self.deltas[request_id])
 
 
 class Rig:
@@ -121,18 +89,6 @@ class Rig:
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     return Rig(tmp_path_factory.mktemp("rig"))
-
-
-def drain(engine: Any, steps: int = 10_000) -> None:
-    import time
-
-    while not engine.idle or engine.busy_loading:
-        engine.poll_adapters()
-        if engine.idle:
-            time.sleep(0.001)  # the loader thread reads an adapter's files
-        engine.step()
-        steps -= 1
-        assert steps > 0, "the engine never comes to rest"
 
 
 def request(rig: Rig, name: str, adapter: int, prompt: int) -> GenerateRequest:
@@ -354,11 +310,3 @@ def test_an_unreadable_adapter_fails_its_requests_only(rig: Rig, tmp_path: Path)
     assert events.errors["gone"].code == "adapter-unloadable"
     assert "adapter_config.json" in str(events.errors["gone"])
     assert events.text("fine") == rig.expected(1, 1)
-
-
-def test_embeddings_are_normalised_and_tell_texts_apart(rig: Rig) -> None:
-    engine = rig.engine(Recorder())
-    same, again, other = engine.embed(["a beam", "a beam", "Turn off the lights"])
-    assert same == pytest.approx(again)
-    assert sum(x * x for x in same) == pytest.approx(1.0, abs=1e-4)
-    assert sum(x * y for x, y in zip(same, other, strict=True)) < 0.9999

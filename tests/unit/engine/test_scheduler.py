@@ -124,6 +124,30 @@ def test_running_sequences_share_what_is_alike() -> None:
     assert s.pool.used == 0
 
 
+def test_prompts_of_one_step_share_what_is_alike() -> None:
+    s = scheduler(budget=17)
+    first, second, third = sequence("first", 10), sequence("second", 10), sequence("third", 10)
+    for each in (first, second, third):
+        s.add(each)
+    chunks = s.schedule()
+    assert [(c.sequence.id, c.start, c.count) for c in chunks] == [("first", 0, 10), ("second", 8, 2), ("third", 8, 2)]
+    assert first.blocks[:2] == second.blocks[:2] == third.blocks[:2]
+    assert s.pool.used == 5
+    s.advance(chunks)
+    assert [each.computed for each in (first, second, third)] == [10, 10, 10]
+
+
+def test_only_what_a_step_computes_is_shared_in_it() -> None:
+    s = scheduler(budget=7)
+    first, second = sequence("first", 12), sequence("second", 12)
+    s.add(first)
+    s.advance(s.schedule())
+    s.add(second)
+    chunks = {c.sequence.id: c for c in s.schedule()}
+    assert (chunks["first"].start, chunks["first"].count) == (7, 5)
+    assert (chunks["second"].start, chunks["second"].count) == (8, 2)
+
+
 def test_nothing_is_shared_between_adapters() -> None:
     s = scheduler()
     one, other = Sequence("one", 1, list(range(8))), Sequence("other", 2, list(range(8)))

@@ -56,6 +56,17 @@ def test_the_beginning_of_a_stop_string_waits(tokenizer: Any) -> None:
     assert pieces[-3:] == ["", "", "EN"]
 
 
+def test_a_stop_string_that_may_not_stop_is_text_and_is_not_found_later(tokenizer: Any) -> None:
+    from graft_server.engine.torch.text import TextStream
+
+    # "XENDY" keeps "XEND" back, with a whole "END" inside.
+    out = TextStream(tokenizer, ("END", "XENDY"))
+    tokens = tokenizer("aXENDbEND")["input_ids"]
+    pieces = [out.push(token, may_stop=i >= 5) for i, token in enumerate(tokens)]
+    assert out.stopped
+    assert "".join(pieces) == "aXENDb"
+
+
 @given(st.text(alphabet="abAB €ü", max_size=30), st.lists(st.text(alphabet="abAB", min_size=1, max_size=3), max_size=3))
 def test_pieces_add_up_to_the_text_before_the_first_stop(tokenizer: Any, text: str, stops: list[str]) -> None:
     pieces, stopped = stream(tokenizer, text, tuple(stops))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from graft_server.engine.base import EngineDiedError, SamplingParams
 from graft_server.services import Services
 from support.scripted_engine import FINGERPRINT
-from support.serving import engine_of, publish, sse
+from support.serving import engine_of, on_socket, publish, sse
 
 HELLO = [{"role": "user", "content": "hello you"}]
 
@@ -163,6 +165,188 @@ async def test_several_prompts_give_a_choice_each(client: httpx.AsyncClient) -> 
     for part in parts:
         texts[part["choices"][0]["index"]] += part["choices"][0]["text"]
     assert texts == {0: "base: one", 1: "base: two"}
+
+
+def by_seed(services: Services) -> None:
+    """Answers of as many words as the seed says, so that each choice is another one."""
+    engine_of(services).answer = lambda request: " ".join(f"w{i}" for i in range(request.sampling.seed or 0))
+
+
+async def test_n_answers_to_a_conversation_have_seeds_of_their_own(
+    client: httpx.AsyncClient, services: Services
+) -> None:
+    by_seed(services)
+    response = await chat(client, model="base", n=3, seed=2, max_tokens=3, logprobs=True)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert [(c["index"], c["message"]["content"], c["finish_reason"]) for c in answer["choices"]] == [
+        (0, "w0 w1", "stop"),
+        (1, "w0 w1 w2", "stop"),
+        (2, "w0 w1 w2", "length"),
+    ]
+    assert [len(c["logprobs"]["content"]) for c in answer["choices"]] == [2, 3, 3]
+    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 8, "total_tokens": 10}
+    assert [request.sampling.seed for request in engine_of(services).requests] == [2, 3, 4]
+
+
+async def test_n_answers_without_a_seed_draw_on_their_own(client: httpx.AsyncClient, services: Services) -> None:
+    answer = (await chat(client, model="base", n=2, temperature=1)).json()
+    assert len(answer["choices"]) == 2
+    assert [request.sampling.seed for request in engine_of(services).requests] == [None, None]
+
+
+async def test_a_scored_answer_can_be_asked_for_n_times(
+    client: httpx.AsyncClient, services: Services, tmp_path: Path
+) -> None:
+    catalogue = services.host.task("recommendation")
+    examples = [catalogue.parse_row({"history": ["Heat", "Alien", "Up"]})]
+    publish(services, tmp_path, "films", "recommendation", state=catalogue.fit_state(examples).model_dump())
+    messages = [{"role": "user", "content": "Heat"}]
+    answer = (await chat(client, model="films", messages=messages, n=2, seed=1)).json()
+    first, second = (choice["message"]["content"] for choice in answer["choices"])
+    assert first == second
+
+
+async def test_streamed_choices_of_a_chat_interleave_by_index(client: httpx.AsyncClient, services: Services) -> None:
+    by_seed(services)
+    options = {"stream": True, "stream_options": {"include_usage": True}, "logprobs": True}
+    parts = chunks(await chat(client, model="base", n=3, seed=4, **options))
+    choices = [part["choices"][0] for part in parts[:-1]]
+    order = [choice["index"] for choice in choices]
+    assert order[:3] == [0, 1, 2]
+    assert order != sorted(order)
+    for index, words in enumerate((4, 5, 6)):
+        own = [choice for choice in choices if choice["index"] == index]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        texts = [choice["delta"].get("content", "") for choice in own]
+        assert "".join(texts) == " ".join(f"w{i}" for i in range(words))
+        assert [choice["finish_reason"] for choice in own] == [None] * (words + 1) + ["stop"]
+        assert sum(len(choice["logprobs"]["content"]) for choice in own if choice["logprobs"]) == words
+    assert parts[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 15, "total_tokens": 17}
+
+
+async def test_n_answers_to_each_of_several_prompts(client: httpx.AsyncClient, services: Services) -> None:
+    by_seed(services)
+    body = {"model": "base", "prompt": ["a", "b c"], "n": 2, "seed": 1, "logprobs": 0}
+    answer = (await client.post("/v1/completions", json=body)).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"] for choice in answer["choices"]] == ["w0", "w0 w1"] * 2
+    usage = {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    assert answer["usage"] == usage
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    parts = chunks(await client.post("/v1/completions", json={**body, **options}))
+    offsets: dict[int, list[int]] = {}
+    for part in parts[:-1]:
+        choice = part["choices"][0]
+        if choice["logprobs"]:
+            offsets.setdefault(choice["index"], []).extend(choice["logprobs"]["text_offset"])
+    assert offsets == {0: [0], 1: [0, 2], 2: [0], 3: [0, 2]}
+    assert parts[-1]["usage"] == usage
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_failure_of_one_choice_ends_the_others(
+    client: httpx.AsyncClient, services: Services, stream: bool
+) -> None:
+    def answer(request: Any) -> str:
+        if request.sampling.seed == 3:
+            raise EngineDiedError("the engine's process ended during the answer")
+        return "word " * 1000
+
+    engine_of(services).answer = answer
+    response = await chat(client, model="base", n=2, seed=2, max_tokens=10_000, stream=stream)
+    if stream:
+        assert chunks(response)[-1]["error"]["code"] == "engine_died"
+    else:
+        assert (response.status_code, response.json()["error"]["code"]) == (502, "engine_died")
+    await engine_of(services).until(lambda engine: not engine.running)
+    assert engine_of(services).aborted
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_a_caller_that_hangs_up_ends_every_choice(services: Services, path: str, stream: bool) -> None:
+    engine = engine_of(services)
+    engine.hold()
+    body: dict[str, Any] = {"model": "base", "n": 3, "stream": stream}
+    body |= {"messages": HELLO} if path == "chat/completions" else {"prompt": "x"}
+    async with on_socket(services) as (client, _):
+        calling = asyncio.create_task(client.post(f"/v1/{path}", json=body))
+        await engine.until(lambda engine: len(engine.running) == 3)
+        calling.cancel()
+        await engine.until(lambda engine: not engine.running)
+    assert len(engine.aborted) == 3
+
+
+async def test_a_caller_that_hangs_up_in_the_middle_of_a_stream_ends_every_choice(services: Services) -> None:
+    engine = engine_of(services)
+    engine.answer = lambda _: " ".join(["word"] * 100_000)
+    body = {"model": "base", "messages": HELLO, "n": 3, "stream": True, "max_tokens": 100_000}
+    async with on_socket(services) as (client, _):
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.aiter_lines()
+            while "word" not in await anext(lines):
+                pass
+            assert len(engine.running) == 3
+        await engine.until(lambda engine: not engine.running)
+    assert len(engine.aborted) == 3
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_every_parameter_of_decoding_reaches_the_engine(
+    client: httpx.AsyncClient, services: Services, path: str
+) -> None:
+    given = {
+        "max_tokens": 9,
+        "min_tokens": 2,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.1,
+        "seed": -3,
+        "repetition_penalty": 1.2,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.25,
+        "logit_bias": {"5": -100, "7": 2.5},
+        "stop": "END",
+        "stop_token_ids": [3, 4],
+        "ignore_eos": True,
+    }
+    body = {"model": "base", **({"messages": HELLO} if path == "chat/completions" else {"prompt": "x"}), **given}
+    response = await client.post(f"/v1/{path}", json=body)
+    assert response.status_code == 200, response.text
+    changed = {"logit_bias": {5: -100.0, 7: 2.5}, "stop": ("END",), "stop_token_ids": (3, 4)}
+    assert engine_of(services).requests[0].sampling == SamplingParams(**{**given, **changed})
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+@pytest.mark.parametrize(
+    ("name", "value", "param"),
+    [
+        ("n", 0, "n"),
+        ("n", 17, "n"),
+        ("min_p", 1.5, "min_p"),
+        ("repetition_penalty", 0, "repetition_penalty"),
+        ("presence_penalty", 2.5, "presence_penalty"),
+        ("frequency_penalty", -3, "frequency_penalty"),
+        ("logit_bias", {"5": 101}, "logit_bias.5"),
+        ("logit_bias", {"cat": 1}, "logit_bias.cat.[key]"),
+        ("logit_bias", {"-1": 1}, "logit_bias.-1.[key]"),
+        ("stop_token_ids", [-1], "stop_token_ids.0"),
+        ("min_tokens", -1, "min_tokens"),
+        ("min_tokens", 50, "min_tokens"),
+        ("ignore_eos", "perhaps", "ignore_eos"),
+        ("seed", 2**63, "seed"),
+    ],
+)
+async def test_a_bad_value_is_told_by_its_parameter(
+    client: httpx.AsyncClient, path: str, name: str, value: Any, param: str
+) -> None:
+    prompt = {"messages": HELLO} if path == "chat/completions" else {"prompt": "x"}
+    response = await client.post(f"/v1/{path}", json={"model": "base", "max_tokens": 20, **prompt, name: value})
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "invalid_request", param)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from graft_client.schemas.predict import SamplingOverrides
 from graft_plugins.router import RouteCandidate, RouteChoice, Router
 from graft_plugins.task import Output, Prompt
 from graft_plugins.tasks.translation import TranslationTask
+from graft_server.engine.base import SamplingParams
 from graft_server.services import Services
 from support.serving import ExtraPlugin, engine_of, in_memory, make_services, ndjson, on_socket, publish, sse
 
@@ -169,6 +171,55 @@ async def test_sampling_overrides_reach_the_engine_and_nothing_else_changes(
     params = engine_of(services).requests[0].sampling
     assert (params.max_tokens, params.temperature, params.stop, params.seed) == (2, 0.5, ("END",), 7)
     assert params.top_p == 1.0
+
+
+async def test_every_override_reaches_the_engine(client: httpx.AsyncClient, services: Services) -> None:
+    given = {
+        "max_tokens": 9,
+        "min_tokens": 2,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.1,
+        "seed": 7,
+        "repetition_penalty": 1.2,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.25,
+        "logit_bias": {"5": -100},
+        "stop": ["END"],
+        "stop_token_ids": [3, 4],
+        "ignore_eos": True,
+    }
+    assert set(given) == set(SamplingOverrides.model_fields)
+    response = await ask(client, adapter="base", text="x", sampling=given)
+    assert response.status_code == 200, response.text
+    changed = {"logit_bias": {5: -100.0}, "stop": ("END",), "stop_token_ids": (3, 4)}
+    assert engine_of(services).requests[0].sampling == SamplingParams(**{**given, **changed})
+
+
+@pytest.mark.parametrize(
+    ("sampling", "place"),
+    [
+        ({"min_p": -0.1}, "sampling.min_p"),
+        ({"repetition_penalty": 0}, "sampling.repetition_penalty"),
+        ({"presence_penalty": 3}, "sampling.presence_penalty"),
+        ({"frequency_penalty": -2.1}, "sampling.frequency_penalty"),
+        ({"logit_bias": {"5": -101}}, "sampling.logit_bias.5"),
+        ({"logit_bias": {"x": 0}}, "sampling.logit_bias.x.[key]"),
+        ({"stop_token_ids": [1, "a"]}, "sampling.stop_token_ids.1"),
+        ({"min_tokens": -1}, "sampling.min_tokens"),
+        ({"min_tokens": 5, "max_tokens": 4}, "sampling"),
+        ({"ignore_eos": 7}, "sampling.ignore_eos"),
+        ({"seed": -(2**63) - 1}, "sampling.seed"),
+    ],
+    ids=str,
+)
+async def test_a_bad_override_is_told_by_its_place(
+    client: httpx.AsyncClient, sampling: dict[str, Any], place: str
+) -> None:
+    response = await ask(client, adapter="base", text="x", sampling=sampling)
+    assert (response.status_code, response.json()["code"]) == (422, "invalid-request")
+    assert [error["place"] for error in response.json()["errors"]] == [place]
 
 
 async def test_recommendations_are_scored(client: httpx.AsyncClient) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from graft_client.schemas.predict import SamplingOverrides
 from graft_server.app import create_app
 from graft_server.config import Settings
 from graft_server.problems import CODES
@@ -27,6 +28,11 @@ def test_routes(services: Services) -> None:
     paths = create_app(services).openapi()["paths"]
     routes = {f"`{method.upper()} {path}`" for path, methods in paths.items() for method in methods}
     assert {row[0] for row in table(README, "Routes")} == routes
+
+
+def test_decoding() -> None:
+    told = [row[0].strip("`") for row in table(README, "Decoding")]
+    assert told == list(SamplingOverrides.model_fields)
 
 
 def test_metrics(services: Services) -> None:

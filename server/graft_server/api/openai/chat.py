@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from graft_client.schemas.common import Usage
 from graft_client.schemas.openai import ChatCompletionRequest
 from graft_plugins.task import Message
 from graft_server.api.deps import ServicesDep, TermsDep
@@ -19,6 +20,7 @@ from graft_server.api.openai.stream import DONE, chunk, error_chunk
 from graft_server.api.predict import route_headers
 from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
 from graft_server.services import Services
+from graft_server.serving.choices import answer_all, choices, stream_all
 from graft_server.serving.pipeline import Plan, plan_messages
 from graft_server.serving.predictor import Answer, Piece
 
@@ -29,11 +31,12 @@ router = APIRouter(prefix="/v1/chat", tags=["openai"])
 async def chat_completions(
     body: ChatCompletionRequest, request: Request, services: ServicesDep, terms: TermsDep
 ) -> Response:
-    """Answer a conversation, whole or streamed."""
+    """Answer a conversation, whole or streamed, once or `n` times."""
     include_usage = wants_usage(body)
     sampling = sampling_of(body)
     messages = messages_of(body.messages)
     plan = await asyncio.to_thread(_plan, services, body.model, messages, sampling)
+    plans = choices(plan, body.n or 1)
     headers = route_headers(plan.route)
     head = {
         "id": f"chatcmpl-{time.time_ns():x}",
@@ -42,21 +45,23 @@ async def chat_completions(
         "system_fingerprint": services.system_fingerprint,
     }
     if body.stream:
-        items = await begin(request, services.predictor.stream(plan, terms))
-        chunks = _chunks(items, head, bool(body.logprobs), include_usage)
+        items = await begin(request, stream_all(services.predictor, plans, terms))
+        chunks = _chunks(items, head, len(plans), bool(body.logprobs), include_usage)
         return StreamResponse(chunks, media_type=EVENTS, headers=headers)
-    answer = await until_disconnect(request, services.predictor.answer(plan, terms))
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": answer.parsed.text, "refusal": None},
-        "logprobs": chat_logprobs(answer.tokens) if body.logprobs else None,
-        "finish_reason": answer.finish_reason,
-    }
+    answers = await until_disconnect(request, answer_all(services.predictor, plans, terms))
     document = {
         **head,
         "object": "chat.completion",
-        "choices": [choice],
-        "usage": usage_of(answer.usage).model_dump(),
+        "choices": [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": answer.parsed.text, "refusal": None},
+                "logprobs": chat_logprobs(answer.tokens) if body.logprobs else None,
+                "finish_reason": answer.finish_reason,
+            }
+            for index, answer in enumerate(answers)
+        ],
+        "usage": usage_of([answer.usage for answer in answers], len(plans)).model_dump(),
     }
     return JSONResponse(document, headers=headers)
 
@@ -68,31 +73,39 @@ def _plan(services: Services, model: str, messages: Sequence[Message], sampling:
 
 
 async def _chunks(
-    items: AsyncGenerator[Piece | Answer], head: dict[str, Any], logprobs: bool, include_usage: bool
+    items: AsyncGenerator[tuple[int, Piece | Answer]],
+    head: dict[str, Any],
+    n: int,
+    logprobs: bool,
+    include_usage: bool,
 ) -> AsyncGenerator[str]:
     base = {**head, "object": "chat.completion.chunk"}
     if include_usage:
         base["usage"] = None
+    streamed: set[int] = set()
+    usages: list[Usage] = []
 
-    def choice(delta: dict[str, Any], *, tokens: Any = None, finish: str | None = None) -> dict[str, Any]:
-        return {"index": 0, "delta": delta, "logprobs": tokens, "finish_reason": finish}
+    def choice(index: int, delta: dict[str, Any], *, tokens: Any = None, finish: str | None = None) -> str:
+        each = {"index": index, "delta": delta, "logprobs": tokens, "finish_reason": finish}
+        return chunk({**base, "choices": [each]})
 
     async with aclosing(items):
         try:
-            yield chunk({**base, "choices": [choice({"role": "assistant", "content": ""})]})
-            streamed = False
-            async for item in items:
+            for index in range(n):
+                yield choice(index, {"role": "assistant", "content": ""})
+            async for index, item in items:
                 if isinstance(item, Piece):
-                    streamed = True
+                    streamed.add(index)
                     tokens = chat_logprobs(item.tokens) if logprobs else None
-                    yield chunk({**base, "choices": [choice({"content": item.text}, tokens=tokens)]})
+                    yield choice(index, {"content": item.text}, tokens=tokens)
                     continue
                 # Scored answers have no pieces: their text comes whole.
-                if not streamed and item.parsed.text:
-                    yield chunk({**base, "choices": [choice({"content": item.parsed.text})]})
-                yield chunk({**base, "choices": [choice({}, finish=item.finish_reason)]})
-                if include_usage:
-                    yield chunk({**base, "choices": [], "usage": usage_of(item.usage).model_dump()})
+                if index not in streamed and item.parsed.text:
+                    yield choice(index, {"content": item.parsed.text})
+                usages.append(item.usage)
+                yield choice(index, {}, finish=item.finish_reason)
+            if include_usage:
+                yield chunk({**base, "choices": [], "usage": usage_of(usages, n).model_dump()})
         except Exception as error:
             yield error_chunk(error)
         yield DONE

@@ -32,6 +32,13 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest) -> dict[str, An
         "top_k": body.top_k,
         "seed": body.seed,
         "ignore_eos": body.ignore_eos,
+        "min_p": body.min_p,
+        "repetition_penalty": body.repetition_penalty,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "logit_bias": body.logit_bias,
+        "stop_token_ids": body.stop_token_ids,
+        "min_tokens": body.min_tokens,
         "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop) if body.stop else None,
     }
     if isinstance(body, ChatCompletionRequest):
@@ -45,6 +52,8 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest) -> dict[str, An
         given["logprobs"] = body.logprobs
     if len(given["stop"] or ()) > 4:
         raise ProblemError("invalid-request", "`stop` takes at most 4 strings", param="stop")
+    if given["max_tokens"] is not None and (given["min_tokens"] or 0) > given["max_tokens"]:
+        raise ProblemError("invalid-request", "`min_tokens` is more than `max_tokens`", param="min_tokens")
     return {key: value for key, value in given.items() if value is not None}
 
 
@@ -71,12 +80,11 @@ def messages_of(messages: Sequence[ChatMessage]) -> list[Message]:
     ]
 
 
-def usage_of(usage: Usage) -> OpenAIUsage:
-    return OpenAIUsage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-    )
+def usage_of(usages: Sequence[Usage], n: int) -> OpenAIUsage:
+    """The usage of ``n`` answers to each prompt, in the order of the prompts; each prompt counts once."""
+    prompts = sum(usage.prompt_tokens for usage in usages[::n])
+    completions = sum(usage.completion_tokens for usage in usages)
+    return OpenAIUsage(prompt_tokens=prompts, completion_tokens=completions, total_tokens=prompts + completions)
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:

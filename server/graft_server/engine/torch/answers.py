@@ -48,10 +48,12 @@ class Answer:
     def take(self, drawn: Drawn) -> Delta:
         """Record a drawn token; the delta has a finish reason if it was the last."""
         self.generated += 1
-        ended = drawn.token in self.stop_tokens and not self.request.sampling.ignore_eos
+        self.draw.record(drawn.token)
+        ended = drawn.token in self.stop_tokens
         if self.matcher is not None and not ended:
             self.matcher.accept(drawn.token)
-        text = "" if ended else self.text.push(drawn.token)
+        may_stop = self.generated > self.request.sampling.min_tokens
+        text = "" if ended else self.text.push(drawn.token, may_stop=may_stop)
         tokens: tuple[TokenLogprob, ...] = ()
         if drawn.logprob is not None and not ended:
             top = tuple((self._piece(token), logprob) for token, logprob in drawn.top)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence as Many
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,6 +22,14 @@ class ConstraintCompiler:
         self._vocabulary = vocabulary
         self._stop_tokens = stop_tokens
         self._trie: Any = None
+        #: For each byte of a bitmask, what it adds to eight logits.
+        self._added: torch.Tensor | None = None
+
+    @cached_property
+    def _executor(self) -> Any:
+        import llguidance
+
+        return llguidance.LLExecutor()
 
     def compile(self, spec: ConstraintSpec) -> Matcher:
         """
@@ -48,30 +58,38 @@ class ConstraintCompiler:
             raise InvalidRequestError(f"the {spec.kind} constraint can't be compiled: {error}") from error
         if matcher.is_error():
             raise InvalidRequestError(f"the {spec.kind} constraint can't be compiled: {matcher.get_error()}")
-        return Matcher(matcher, self._vocabulary)
+        return Matcher(matcher)
+
+    @torch.inference_mode()
+    def mask(self, logits: torch.Tensor, matchers: Many[tuple[int, Matcher]]) -> None:
+        """Set the logits (``[N, vocabulary]``, changed in place) of every token that would leave its row's grammar to
+        minus infinity; each matcher comes with its row."""
+        import llguidance.numpy
+
+        # Filled beside the interpreter, on several cores where there are several grammars.
+        bits = llguidance.numpy.allocate_token_bitmask(len(matchers), self._vocabulary)
+        grammars = [(matcher.grammar, at) for at, (_, matcher) in enumerate(matchers)]
+        llguidance.numpy.fill_next_token_bitmask_par(self._executor, grammars, bits)
+        if self._added is None:
+            allowed = torch.arange(256)[:, None] >> torch.arange(8) & 1
+            self._added = torch.where(allowed == 1, 0.0, -torch.inf).to(logits.device)
+        octets = torch.from_numpy(bits).to(logits.device).view(torch.uint8)
+        added = self._added.index_select(0, octets.flatten().int())
+        rows = torch.tensor([row for row, _ in matchers], device=logits.device)
+        logits.index_add_(0, rows, added.view(len(matchers), -1)[:, : self._vocabulary])
 
 
 class Matcher:
     """The state of one constrained answer."""
 
-    def __init__(self, matcher: Any, vocabulary: int) -> None:
-        import llguidance.torch
-
-        self._matcher = matcher
-        self._bitmask = llguidance.torch.allocate_token_bitmask(1, vocabulary)
-
-    def mask(self, logits: torch.Tensor) -> None:
-        """Set the logits (``[vocabulary]``) of every token that would leave the grammar to minus infinity."""
-        import llguidance.torch
-
-        llguidance.torch.fill_next_token_bitmask(self._matcher, self._bitmask, 0)
-        llguidance.torch.apply_token_bitmask_inplace(logits[None], self._bitmask.to(logits.device))
+    def __init__(self, matcher: Any) -> None:
+        self.grammar = matcher
 
     def accept(self, token: int) -> None:
         """Record a drawn token."""
-        self._matcher.consume_token(token)
+        self.grammar.consume_token(token)
 
     @property
     def finished(self) -> bool:
         """Whether nothing can follow but the end."""
-        return bool(self._matcher.is_stopped())
+        return bool(self.grammar.is_stopped())

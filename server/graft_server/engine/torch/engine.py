@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
-from collections.abc import Sequence as Many
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -36,13 +35,14 @@ from graft_server.engine.messages import EngineConfig
 from graft_server.engine.torch import constraints
 from graft_server.engine.torch.adapter_files import read_grafts
 from graft_server.engine.torch.answers import Answer, Scoring
+from graft_server.engine.torch.embeddings import Embedder
 from graft_server.engine.torch.host_cache import HostCache
 from graft_server.engine.torch.loader import AdapterLoader
 from graft_server.engine.torch.resident import ResidentAdapter, make_resident
 from graft_server.engine.torch.runner import ModelRunner
 from graft_server.engine.torch.sampler import Draw, sample
 from graft_server.engine.torch.scheduler import Scheduler
-from graft_server.engine.torch.sequence import BASE, Chunk, Sequence
+from graft_server.engine.torch.sequence import BASE, Sequence
 from graft_server.engine.torch.slots import Slots
 from graft_server.engine.torch.text import TextStream
 
@@ -58,6 +58,8 @@ class Events(Protocol):
     def delta(self, request_id: str, delta: Delta) -> None: ...
 
     def scored(self, request_id: str, result: ScoreResult) -> None: ...
+
+    def embedded(self, request_id: str, vectors: list[list[float]]) -> None: ...
 
     def done(self, request_id: str) -> None: ...
 
@@ -100,8 +102,9 @@ class TorchEngine:
         self._methods = methods
         self._events = events
         self._stop_tokens = stop_token_ids(self.tokenizer, model.generation_config)
-        vocabulary = int(model.config.get_text_config().vocab_size)
-        self._constraints = constraints.ConstraintCompiler(self.tokenizer, vocabulary, self._stop_tokens)
+        self._vocabulary = int(model.config.get_text_config().vocab_size)
+        self._constraints = constraints.ConstraintCompiler(self.tokenizer, self._vocabulary, self._stop_tokens)
+        self._embedder = Embedder(self.runner, self._encode_text, events, max_batch_tokens=config.max_batch_tokens)
         self._work: dict[str, Work] = {}
         #: Requests whose adapter is not in a slot yet, in order of arrival, and adapters being read.
         self._for_adapter: dict[int, list[Work]] = {}
@@ -114,7 +117,7 @@ class TorchEngine:
     @property
     def idle(self) -> bool:
         """Nothing to compute; an adapter may still be being read."""
-        return self.scheduler.idle
+        return self.scheduler.idle and self._embedder.idle
 
     @property
     def busy_loading(self) -> bool:
@@ -146,6 +149,7 @@ class TorchEngine:
 
     def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is; nothing more is reported of it."""
+        self._embedder.abort(request_id)
         work = self._work.pop(request_id, None)
         if work is None:
             return
@@ -164,18 +168,29 @@ class TorchEngine:
         room = min(self.base.context_length, self._capacity) - len(tokens)
         if room < 1:
             raise self._too_long(len(tokens))
+        sampling = request.sampling
+        self._check_tokens("logit_bias", sampling.logit_bias)
+        self._check_tokens("stop_token_ids", sampling.stop_token_ids)
+        stop_tokens = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._stop_tokens)
         matcher = None if request.constraint is None else self._constraints.compile(request.constraint)
         return Answer(
             request=request,
             sequence=Sequence(request.id, _adapter_id(request), tokens),
             prompt_tokens=len(tokens),
-            max_tokens=min(request.sampling.max_tokens, room),
-            stop_tokens=self._stop_tokens,
+            max_tokens=min(sampling.max_tokens, room),
+            stop_tokens=stop_tokens,
             tokenizer=self.tokenizer,
-            draw=Draw(request.sampling),
-            text=TextStream(self.tokenizer, request.sampling.stop),
+            draw=Draw(sampling, prompt=tokens, ends=stop_tokens),
+            text=TextStream(self.tokenizer, sampling.stop),
             matcher=matcher,
         )
+
+    def _check_tokens(self, name: str, tokens: Iterable[int]) -> None:
+        unknown = next((token for token in tokens if not 0 <= token < self._vocabulary), None)
+        if unknown is not None:
+            raise InvalidRequestError(
+                f"`{name}` names the token {unknown}; the base model's tokens are 0 to {self._vocabulary - 1}"
+            )
 
     def _scoring(self, request: ScoreRequest) -> Scoring:
         if not request.candidates:
@@ -313,7 +328,8 @@ class TorchEngine:
     # Steps
 
     def step(self) -> None:
-        """One forward pass over what the scheduler picks."""
+        """One forward pass over what the scheduler picks, behind one over texts to embed where there are any."""
+        self._embedder.step()
         chunks = self.scheduler.schedule()
         if not chunks:
             return
@@ -346,9 +362,9 @@ class TorchEngine:
         rows = [row for row, _ in answers]
         picked = logits if rows == list(range(len(logits))) else logits[rows]
         picked = picked.float()
-        for i, (_, answer) in enumerate(answers):
-            if answer.matcher is not None:
-                answer.matcher.mask(picked[i])
+        constrained = [(i, answer.matcher) for i, (_, answer) in enumerate(answers) if answer.matcher is not None]
+        if constrained:
+            self._constraints.mask(picked, constrained)
         for (_, answer), drawn in zip(answers, sample(picked, [a.draw for _, a in answers]), strict=True):
             delta = answer.take(drawn)
             if delta.finish_reason is not None:
@@ -371,28 +387,15 @@ class TorchEngine:
 
     # The rest
 
-    def embed(self, texts: Many[str]) -> list[list[float]]:
-        """Mean-pooled, L2-normalised last hidden states of the base model, ``[len(texts)][hidden]``.
+    def embed(self, request_id: str, texts: tuple[str, ...]) -> None:
+        """Queue texts; their vectors, or the error of one of them, go to the events."""
+        self._embedder.add(request_id, texts)
 
-        Raises:
-            PromptTooLongError, InvalidRequestError: for one of the texts.
-        """
-        return [self._embed_one(text) for text in texts]
-
-    def _embed_one(self, text: str) -> list[float]:
+    def _encode_text(self, text: str) -> list[int]:
         tokens = self._encode(PromptInput(text=text))
-        if len(tokens) > min(self.base.context_length, self.config.max_batch_tokens):
+        if len(tokens) > min(self.base.context_length, self._capacity):
             raise self._too_long(len(tokens))
-        pool = self.runner.pool
-        if pool.blocks_for(len(tokens)) > pool.free:
-            raise InvalidRequestError("the KV cache is full; try again")
-        blocks = pool.allocate(pool.blocks_for(len(tokens)))
-        try:
-            hidden = self.runner.hidden([Chunk(Sequence("embed", BASE, tokens, blocks=blocks), 0, len(tokens))])
-        finally:
-            pool.release(blocks)
-        vector = torch.nn.functional.normalize(hidden.float().mean(0), dim=0)
-        return [float(value) for value in vector.tolist()]
+        return tokens
 
     def stats(self) -> EngineStats:
         pool = self.runner.pool

@@ -1,88 +1,92 @@
-"""Drawing tokens from logits: temperature, top-k, top-p, and log-probabilities.
+"""From the logits of a step to its tokens, with their log-probabilities.
 
-A sampled row depends on its own seed and step alone, never on what else is in the batch: one uniform number a token
-from the request's own generator, turned into a token by inverting the cumulative distribution.
+A row's token depends on its own logits and its own random numbers alone, never on what else is in the batch: one
+uniform number a token from the request's own generator. Rows that ask for nothing special cost one argmax.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from random import Random
 
 import torch
 
 from graft_server.engine.base import SamplingParams
+from graft_server.engine.torch.adjustments import Adjustment, adjust
+from graft_server.engine.torch.truncation import draw_tokens
+
+#: Below this a temperature is 0: logits over it would leave fp32's range.
+_LEAST_TEMPERATURE = 1e-5
 
 
-@dataclass(slots=True, eq=False)
 class Draw:
-    """How one request draws, with its own random numbers."""
+    """How one request draws, with its own random numbers and the tokens it has seen."""
 
-    params: SamplingParams
-    generator: torch.Generator = field(default_factory=torch.Generator)
+    def __init__(self, params: SamplingParams, *, prompt: Iterable[int] = (), ends: Collection[int] = ()) -> None:
+        """``ends`` are the tokens that end the answer, which ``min_tokens`` holds back."""
+        self.params = params
+        self.greedy = params.temperature < _LEAST_TEMPERATURE
+        self.random = Random(None if params.seed is None else params.seed & 0xFFFF_FFFF_FFFF_FFFF)
+        adjustment = Adjustment(params, prompt, ends)
+        self.adjustment = None if adjustment.idle else adjustment
 
-    def __post_init__(self) -> None:
-        if self.params.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(self.params.seed & 0x7FFF_FFFF_FFFF_FFFF)
+    def record(self, token: int) -> None:
+        """Tell which token the answer goes on with; the next one may depend on it."""
+        if self.adjustment is not None:
+            self.adjustment.record(token)
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A token, its natural-log probability under the untempered model where it was asked for, and the likeliest
-    alternatives."""
+    """A token, its natural-log probability where it was asked for, and the likeliest alternatives."""
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
 
-def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Drawn]:
-    """One token a row. ``logits``: ``[N, vocabulary]``, any float type."""
-    logits = logits.float()
-    tokens = logits.argmax(-1)
-    random_rows = [i for i, draw in enumerate(draws) if draw.params.temperature > 0]
-    if random_rows:
-        params = [draws[i].params for i in random_rows]
-        uniform = torch.cat([torch.rand(1, generator=draws[i].generator) for i in random_rows])
-        rows = torch.tensor(random_rows, device=logits.device)
-        tokens[rows] = _draw(logits[rows], params, uniform.to(logits.device))
-    chosen = tokens.tolist()
-    asked = [i for i, draw in enumerate(draws) if draw.params.logprobs is not None]
-    result = [Drawn(token) for token in chosen]
-    if asked:
-        logprobs = torch.log_softmax(logits[asked], -1)
-        for row, i in enumerate(asked):
-            count = draws[i].params.logprobs or 0
-            values, ids = logprobs[row].topk(count) if count else (logprobs.new_empty(0), logprobs.new_empty(0))
-            top = tuple(zip((int(t) for t in ids.tolist()), values.tolist(), strict=True))
-            result[i] = Drawn(chosen[i], float(logprobs[row, chosen[i]]), top)
-    return result
+@torch.inference_mode()
+def sample(logits: torch.Tensor, draws: Many[Draw]) -> list[Drawn]:
+    """One token a row. ``logits``: ``[N, vocabulary]``, any float type; fp32 is changed in place."""
+    logits = logits.float().contiguous()
+    if logits.device.type == "mps":  # which has no fp64
+        logits = logits.cpu()
+    told = [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
+    logprobs = torch.log_softmax(logits[told], -1) if told else None
+    adjustments = [(row, draw.adjustment) for row, draw in enumerate(draws) if draw.adjustment is not None]
+    if adjustments:
+        adjust(logits, adjustments)
+    chosen = _choose(logits, draws)
+    drawn = [Drawn(token) for token in chosen.tolist()]
+    if logprobs is not None:
+        for row, logprob, top in zip(told, *_report(logprobs, chosen[told], [draws[row] for row in told]), strict=True):
+            drawn[row] = Drawn(drawn[row].token, logprob, top)
+    return drawn
 
 
-def _draw(logits: torch.Tensor, params: Sequence[SamplingParams], uniform: torch.Tensor) -> torch.Tensor:
-    """``[N, vocabulary]`` and one number in [0, 1) a row to ``[N]`` tokens."""
-    device = logits.device
-    temperature = torch.tensor([p.temperature for p in params], device=device)
-    probabilities = torch.softmax(logits / temperature[:, None], -1)
-    if all(p.top_k == 0 and p.top_p >= 1.0 for p in params):
-        cumulative = probabilities.cumsum(-1)
-        return _invert(cumulative, uniform)
-    # Sorted once for both: top-k keeps a prefix, top-p the shortest prefix that reaches its mass.
-    ordered, ids = probabilities.sort(-1, descending=True)
-    vocabulary = logits.shape[-1]
-    top_k = torch.tensor([p.top_k or vocabulary for p in params], device=device)
-    top_p = torch.tensor([p.top_p for p in params], device=device)
-    ordered = ordered * (torch.arange(vocabulary, device=device) < top_k[:, None])
-    ordered = ordered / ordered.sum(-1, keepdim=True)
-    before = ordered.cumsum(-1) - ordered
-    ordered = ordered * (before < top_p[:, None])
-    picked = _invert(ordered.cumsum(-1), uniform)
-    return ids.gather(-1, picked[:, None])[:, 0]
+def _choose(logits: torch.Tensor, draws: Many[Draw]) -> torch.Tensor:
+    random = [row for row, draw in enumerate(draws) if not draw.greedy]
+    if not random:
+        return logits.argmax(-1)
+    params = [draws[row].params for row in random]
+    numbers = [draws[row].random.random() for row in random]
+    uniform = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
+    if len(random) == len(draws):
+        return draw_tokens(logits, params, uniform)
+    chosen = logits.argmax(-1)
+    rows = torch.tensor(random, device=logits.device)
+    chosen[rows] = draw_tokens(logits[rows], params, uniform)
+    return chosen
 
 
-def _invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first index whose cumulative mass exceeds the given share of the row's total."""
-    wanted = uniform[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp_max(cumulative.shape[-1] - 1)
+def _report(
+    logprobs: torch.Tensor, chosen: torch.Tensor, draws: Many[Draw]
+) -> tuple[list[float], list[tuple[tuple[int, float], ...]]]:
+    """The log-probability of each row's token, and as many alternatives as it asks for."""
+    own = logprobs.gather(-1, chosen[:, None])[:, 0].tolist()
+    counts = [min(draw.params.logprobs or 0, logprobs.shape[-1]) for draw in draws]
+    values, ids = logprobs.topk(max(counts))
+    rows = zip(counts, ids.tolist(), values.tolist(), strict=True)
+    return own, [tuple(zip(tokens[:count], likeliest[:count], strict=True)) for count, tokens, likeliest in rows]

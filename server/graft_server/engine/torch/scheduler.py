@@ -2,8 +2,8 @@
 
 Sequences join and leave at any step (Orca: Yu et al. 2022). Running sequences come first, so that a long prompt
 never stalls decoding; what is left of the token budget goes to prompts, in pieces if need be (Sarathi-Serve:
-Agrawal et al. 2024). A prompt whose beginning was computed before for the same adapter starts behind it. When the KV
-cache is full the latest arrival gives its blocks back and is recomputed later.
+Agrawal et al. 2024). A prompt whose beginning was computed before for the same adapter, or is computed in the same
+step, starts behind it. When the KV cache is full the latest arrival gives its blocks back and is recomputed later.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Scheduler:
         for sequence in sorted(self.running, key=lambda s: (s.remaining > 1, s.arrival)):
             count = min(sequence.remaining, budget)
             if sequence.blocks and count > 0 and self._reserve(sequence, count, chunks):
-                chunks.append(Chunk(sequence, sequence.computed, count))
+                chunks.append(self._chunk(sequence, count))
                 budget -= count
         while self.waiting and budget > 0 and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
@@ -77,21 +77,26 @@ class Scheduler:
             sequence.remembered, sequence.entry = len(blocks), entry
             self.reused_tokens += computed
             self._grow(sequence, count)
-            chunks.append(Chunk(sequence, sequence.computed, count))
+            chunks.append(self._chunk(sequence, count))
             budget -= count
         return chunks
 
     def advance(self, chunks: list[Chunk]) -> None:
-        """Record that the step's tokens are in the cache, and remember the blocks they filled."""
-        size = self.pool.block_size
+        """Record that the step's tokens are in the cache."""
         for chunk in chunks:
-            sequence = chunk.sequence
-            sequence.computed = chunk.end
-            while (sequence.remembered + 1) * size <= min(sequence.computed, sequence.shareable):
-                block, start = sequence.remembered, sequence.remembered * size
-                tokens = sequence.tokens[start : start + size]
-                sequence.entry = self.pool.remember(sequence.blocks[block], sequence.entry, tokens)
-                sequence.remembered += 1
+            chunk.sequence.computed = chunk.end
+
+    def _chunk(self, sequence: Sequence, count: int) -> Chunk:
+        """The next tokens of a sequence that has the blocks for them. The blocks that they fill can be found at once:
+        each layer writes the keys of a whole step before any of its rows attends."""
+        chunk = Chunk(sequence, sequence.computed, count)
+        size = self.pool.block_size
+        while (sequence.remembered + 1) * size <= min(chunk.end, sequence.shareable):
+            block, start = sequence.remembered, sequence.remembered * size
+            tokens = sequence.tokens[start : start + size]
+            sequence.entry = self.pool.remember(sequence.blocks[block], sequence.entry, tokens)
+            sequence.remembered += 1
+        return chunk
 
     def _missing(self, sequence: Sequence, count: int) -> int:
         return max(0, self.pool.blocks_for(sequence.computed + count) - len(sequence.blocks))

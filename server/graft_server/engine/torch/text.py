@@ -21,14 +21,18 @@ class TextStream:
     _tokens: list[int] = field(default_factory=list)
     _decoded: int = 0
 
-    def push(self, token: int) -> str:
-        """The text that this token makes final. Sets ``stopped`` when a stop string is complete; it is not returned."""
+    def push(self, token: int, *, may_stop: bool = True) -> str:
+        """The text that this token makes final. Sets ``stopped`` when it completes a stop string, which is not
+        returned; where it may not stop the answer, the string is text like any other."""
         self._tokens.append(token)
         piece = self._stream.step(self.tokenizer.backend_tokenizer, token) or ""
         self._decoded += len(piece)
+        before = len(self._held)
         self._held += piece
-        ends = [at for stop in self.stop if stop and (at := self._held.find(stop)) >= 0]
-        if ends:
+        # A stop string that was complete before this token was let pass.
+        found = (self._held.find(stop, max(0, before - len(stop) + 1)) for stop in self.stop if stop)
+        ends = [at for at in found if at >= 0]
+        if ends and may_stop:
             self.stopped = True
             text, self._held = self._held[: min(ends)], ""
             return text
