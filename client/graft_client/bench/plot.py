@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graft_client.bench.records import Measurements, Record
 from graft_client.bench.statistics import percentile
@@ -51,7 +51,7 @@ def draw(result: BenchResult, measurements: Measurements, file: Path) -> None:
     style = {"axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold", "font.size": 10}
     with rc_context(style):
         figure = Figure(figsize=(10, 6.5), layout="constrained")
-        axes = figure.subplot_mosaic([["ttft", "tpot"], ["rate", "rate"]])
+        axes: dict[str, Any] = figure.subplot_mosaic([["ttft", "tpot"], ["rate", "rate"]])
         figure.suptitle(_title(result), fontsize=11, x=0.01, ha="left")
         settings = result.settings
         _cdf(axes["ttft"], "Time to first token", [record.ttft for record in answered], settings.ttft_target_ms)

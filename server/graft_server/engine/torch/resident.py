@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
-from typing import TypeVar
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as functional
@@ -28,6 +27,10 @@ class ResidentLinear:
     up: torch.Tensor
     scale: torch.Tensor | None
 
+    def to(self, device: torch.device) -> ResidentLinear:
+        scale = None if self.scale is None else self.scale.to(device)
+        return ResidentLinear(self.down.to(device), self.up.to(device), scale)
+
 
 @dataclass(frozen=True, slots=True)
 class ResidentBottleneck:
@@ -38,6 +41,10 @@ class ResidentBottleneck:
     up: torch.Tensor
     up_bias: torch.Tensor
     activation: Activation
+
+    def to(self, device: torch.device) -> ResidentBottleneck:
+        down, down_bias, up, up_bias = (part.to(device) for part in (self.down, self.down_bias, self.up, self.up_bias))
+        return ResidentBottleneck(down, down_bias, up, up_bias, self.activation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +60,9 @@ class ResidentAdapter:
         """A copy on ``device``; the same tensors where they are there already."""
         return ResidentAdapter(
             bucket=self.bucket,
-            linears={name: _moved(linear, device) for name, linear in self.linears.items()},
-            blocks={layer: _moved(neck, device) for layer, neck in self.blocks.items()},
-            head=None if self.head is None else _moved(self.head, device),
+            linears={name: linear.to(device) for name, linear in self.linears.items()},
+            blocks={layer: neck.to(device) for layer, neck in self.blocks.items()},
+            head=None if self.head is None else self.head.to(device),
         )
 
     @property
@@ -69,14 +76,6 @@ class ResidentAdapter:
             tensors = (neck.down, neck.down_bias, neck.up, neck.up_bias)
             total += sum(t.numel() * t.element_size() for t in tensors)
         return total
-
-
-PartT = TypeVar("PartT", ResidentLinear, ResidentBottleneck)
-
-
-def _moved(part: PartT, device: torch.device) -> PartT:
-    values = ((entry.name, getattr(part, entry.name)) for entry in fields(part))
-    return replace(part, **{name: value.to(device) for name, value in values if isinstance(value, torch.Tensor)})
 
 
 def make_resident(grafts: Iterable[Graft], *, dtype: torch.dtype) -> ResidentAdapter:

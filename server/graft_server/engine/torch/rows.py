@@ -112,5 +112,7 @@ def _group(bucket: int, runs: Sequence[Placed], device: torch.device) -> RowGrou
         real += range(at, at + run.count)
         targets += range(run.start, run.end)
     index = torch.tensor([*gather, *real, *targets], device=device)
-    gather_index, real_index, target_index = index.split([len(gather), rows, rows])
-    return RowGroup(bucket, places, n, gather=gather_index, real=real_index, targets=target_index)
+    padded = len(gather)
+    return RowGroup(
+        bucket, places, n, gather=index[:padded], real=index[padded : padded + rows], targets=index[padded + rows :]
+    )

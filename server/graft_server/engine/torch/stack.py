@@ -20,6 +20,7 @@ HEAD: NeckSite = "head"
 Siblings = tuple[str, ...]
 
 _LEAST_CAPACITY = 4
+_NECK_PARTS = ("down", "down_bias", "up", "up_bias")
 
 
 @dataclass(slots=True)
@@ -40,6 +41,13 @@ class NeckWeights:
     up: torch.Tensor
     up_bias: torch.Tensor
     activations: list[Activation]
+
+    def write(self, at: int, neck: ResidentBottleneck | None) -> None:
+        """Have a bottleneck, or one that adds nothing, at a position."""
+        for part in _NECK_PARTS:
+            getattr(self, part)[at] = 0 if neck is None else getattr(neck, part)
+        if neck is not None:
+            self.activations[at] = neck.activation
 
     def apply(self, x: torch.Tensor, places: slice) -> torch.Tensor:
         """What the adapters at ``places`` add: ``[P, n, in]`` to ``[P, n, out]``."""
@@ -123,7 +131,7 @@ class Stack:
             up.weight = self._enlarged(up.weight, before)
             up.scale = None if up.scale is None else self._enlarged(up.scale, before)
         for neck in self._necks.values():
-            for part in ("down", "down_bias", "up", "up_bias"):
+            for part in _NECK_PARTS:
                 setattr(neck, part, self._enlarged(getattr(neck, part), before))
             neck.activations += neck.activations[:1] * (self._capacity - before)
 
@@ -133,9 +141,10 @@ class Stack:
         return larger
 
     def _write(self, at: int, adapter: ResidentAdapter) -> None:
+        necks = dict(_necks(adapter))
         for name, linear in adapter.linears.items():
             self._make_linear(name, linear)
-        for site, neck in _necks(adapter):
+        for site, neck in necks.items():
             self._make_neck(site, neck)
         for siblings, weight in self._downs.items():
             for name in siblings:
@@ -143,18 +152,9 @@ class Stack:
                 part = weight[at, :, self.columns(name)]
                 part.zero_() if own is None else part.copy_(own.down)
         for name, up in self._ups.items():
-            linear_or_none = adapter.linears.get(name)
-            up.weight[at] = 0 if linear_or_none is None else linear_or_none.up
-            if up.scale is not None:
-                scale = linear_or_none.scale if linear_or_none is not None else None
-                up.scale[at] = 1 if scale is None else scale
-        necks = dict(_necks(adapter))
+            _write_up(up, at, adapter.linears.get(name))
         for site, weights in self._necks.items():
-            own_neck = necks.get(site)
-            for part in ("down", "down_bias", "up", "up_bias"):
-                getattr(weights, part)[at] = 0 if own_neck is None else getattr(own_neck, part)
-            if own_neck is not None:
-                weights.activations[at] = own_neck.activation
+            weights.write(at, necks.get(site))
 
     def _make_linear(self, name: str, linear: ResidentLinear) -> None:
         siblings = self._siblings[name]
@@ -175,6 +175,13 @@ class Stack:
                 up_bias=neck.up_bias.new_zeros(self._capacity, 1, len(neck.up_bias)),
                 activations=[neck.activation] * self._capacity,
             )
+
+
+def _write_up(up: UpSite, at: int, linear: ResidentLinear | None) -> None:
+    """Have a linear's second product, or one that adds nothing, at a position."""
+    up.weight[at] = 0 if linear is None else linear.up
+    if up.scale is not None:
+        up.scale[at] = 1 if linear is None or linear.scale is None else linear.scale
 
 
 def _necks(adapter: ResidentAdapter) -> Iterator[tuple[NeckSite, ResidentBottleneck]]:
