@@ -136,8 +136,9 @@ class Generation(_Frozen):
     logprobs: tuple[float, ...] = Field((), description="Natural-log probability of each generated token.")
 
 
-#: 0 compares log-probabilities as they are, 1 nearly their means over tokens.
-_LENGTH_EXPONENT = 0.4
+#: 0 compares log-probabilities as they are, which is right for a model that knows its items; 1 nearly their means over
+#: tokens, which lifts long ones. Trained recommenders ranked best between 0 and 0.4.
+_LENGTH_EXPONENT = 0.2
 
 
 class CandidateScore(_Frozen):

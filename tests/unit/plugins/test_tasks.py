@@ -296,14 +296,14 @@ def test_ranks_by_likelihood_normalised_by_length() -> None:
     request = RecommendationRequest(history=["a"], candidates=["long", "short", "bad"], k=2)
     scored = Scores(
         candidates=(
-            CandidateScore(text="long", logprob=-1.3, tokens=13),
+            CandidateScore(text="long", logprob=-1.2, tokens=13),
             CandidateScore(text="short", logprob=-1.0, tokens=1),
             CandidateScore(text="bad", logprob=-9.0, tokens=1),
         )
     )
     response = task.parse(request, scored, Catalogue())
     scores = {item.title: item.score for item in response.items}
-    assert scores == {"long": pytest.approx(-1.3 / 3**0.4), "short": -1.0}
+    assert scores == {"long": pytest.approx(-1.2 / 3**0.2), "short": -1.0}
     assert task.text_of(response) == "1. long\n2. short"
 
 
