@@ -150,7 +150,7 @@ class CandidateScore(_Frozen):
 
     @property
     def normalised(self) -> float:
-        """The log-probability over ``((5 + tokens) / 6) ** 0.4``, so that a long candidate is not punished for its
+        """The log-probability over ``((5 + tokens) / 6) ** 0.2``, so that a long candidate is not punished for its
         length, nor lifted by the easy tokens at its end as a mean over tokens would (Wu et al. 2016, equation 14)."""
         return float(self.logprob / ((5 + self.tokens) / 6) ** _LENGTH_EXPONENT)
 
