@@ -7,12 +7,14 @@ engine. The process ends when the socket does, so that it never outlives its ser
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,14 @@ import msgspec
 
 from graft_server.engine import messages
 from graft_server.engine.base import Delta, EngineError, InvalidRequestError, ModelInfo, ScoreResult
+from graft_server.engine.integrity import IntegrityError
+
+logger = logging.getLogger(__name__)
 
 #: How long the main thread sleeps while only an adapter is being read.
 _LOADING_POLL = 0.002
+#: Seconds between two checks of an engine that comes to rest again and again.
+_CHECK_EVERY = 1.0
 
 
 class Outbox:
@@ -137,11 +144,33 @@ def handle(engine: Any, message: messages.ToEngine, outbox: Outbox) -> None:
             raise InvalidRequestError("the engine has started already")
 
 
+class RestChecks:
+    """Checks an engine's books when it comes to rest, not too often. A breach is logged, for whoever mends the engine;
+    it goes on, since what it answers is not wrong for that."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._due = time.monotonic()
+
+    def at_rest(self) -> None:
+        """Call this whenever nothing is left to do."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + _CHECK_EVERY
+        try:
+            self._engine.check_integrity()
+        except IntegrityError as error:
+            logger.error("the engine's books don't balance: %s", error)
+
+
 def run(engine: Any, inbox: queue.SimpleQueue[messages.ToEngine | None], outbox: Outbox) -> None:
     """Steps while there is work, messages in between, until the server closes the socket."""
+    checks = RestChecks(engine)
     while True:
         while True:
             busy = not engine.idle
+            if not busy and not engine.busy_loading:
+                checks.at_rest()
             try:
                 # Idle without a load: sleep until a message comes. Busy: take what is there.
                 timeout = _LOADING_POLL if engine.busy_loading else None

@@ -329,8 +329,15 @@ class SupervisedEngine:
             self._write(messages.Prefetch(source))
 
     async def pin(self, source: AdapterSource) -> None:
-        await self._ask(lambda call_id: messages.Pin(call_id, source))
+        # Noted at once, so that an unload meanwhile is the last word; undone where the engine may have pinned in vain.
+        known = source.engine_id in self._pinned
         self._pinned[source.engine_id] = source
+        try:
+            await self._ask(lambda call_id: messages.Pin(call_id, source))
+        except (EngineError, asyncio.CancelledError):
+            if not known:
+                await self.unpin(source.engine_id)
+            raise
 
     async def unpin(self, engine_id: int) -> None:
         self._pinned.pop(engine_id, None)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from graft_server.engine.integrity import require
+
 #: What stands before a block (the entry of the block in front of it, or a root) and its own tokens. Exact: two
 #: different prefixes never share a key, as hashes could.
 Key = tuple[int, tuple[int, ...]]
@@ -110,6 +112,20 @@ class BlockPool:
         self._entries[block] = (entry, key)
         self._blocks[key] = block
         return entry
+
+    def check_integrity(self) -> None:
+        """
+        Raises:
+            IntegrityError: a block is lost, free though it has users, or findable under two prefixes.
+        """
+        unused = {block for block, users in enumerate(self._users) if users == 0}
+        free = [*self._empty, *self._idle]
+        require(len(free) == len(unused) and set(free) == unused, f"KV blocks {unused ^ set(free)} are lost")
+        found = {block: key for key, block in self._blocks.items()}
+        remembered = {block: key for block, (_, key) in self._entries.items()}
+        require(len(found) == len(self._blocks) and found == remembered, "KV blocks are findable under wrong prefixes")
+        require(self._idle.keys() <= remembered.keys(), "idle KV blocks can't be found")
+        require(remembered.keys().isdisjoint(self._empty), "empty KV blocks can be found")
 
     def _forget_oldest(self) -> int:
         block, _ = self._idle.popitem(last=False)

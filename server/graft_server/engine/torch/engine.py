@@ -31,6 +31,7 @@ from graft_server.engine.base import (
     ScoreRequest,
     ScoreResult,
 )
+from graft_server.engine.integrity import require
 from graft_server.engine.messages import EngineConfig
 from graft_server.engine.torch import constraints
 from graft_server.engine.torch.adapter_files import read_grafts
@@ -159,6 +160,7 @@ class TorchEngine:
             waiting.remove(work)
             if not waiting:
                 del self._for_adapter[adapter]
+                self._nobody_waits(adapter)
             return
         self.scheduler.finish(work.sequence)
         self._release(adapter)
@@ -235,6 +237,7 @@ class TorchEngine:
 
     def load(self, request_id: str, source: AdapterSource) -> None:
         """Bring a version into a slot; ``done`` or ``error`` is reported for ``request_id``."""
+        self._leaving.discard(source.engine_id)
         if source.engine_id in self.slots:
             self._events.done(request_id)
             return
@@ -273,7 +276,7 @@ class TorchEngine:
     def unload(self, engine_id: int) -> None:
         """Forget a version now, or as soon as nothing in flight uses it."""
         self.slots.unpin(engine_id)
-        if engine_id in self._for_adapter or self.slots.in_use(engine_id):
+        if self._is_awaited(engine_id) or self.slots.in_use(engine_id):
             self._leaving.add(engine_id)
         else:
             self._forget(engine_id)
@@ -295,9 +298,11 @@ class TorchEngine:
         self._start_waiting(engine_id)
         for request_id in self._load_waiters.pop(engine_id, []):
             self._events.done(request_id)
+        self._leave_if_unused(engine_id)
 
     def _displace(self, engine_id: int) -> None:
         self.runner.mixer.remove(engine_id)
+        del self._refs[engine_id]
 
     def _fail_load(self, source: AdapterSource, error: EngineError) -> None:
         self.slots.unpin(source.engine_id)
@@ -306,8 +311,26 @@ class TorchEngine:
         for work in self._for_adapter.pop(source.engine_id, []):
             del self._work[work.request.id]
             self._events.error(work.request.id, error)
+        self._forget(source.engine_id)
+
+    def _is_awaited(self, engine_id: int) -> bool:
+        return engine_id in self._for_adapter or engine_id in self._load_waiters
+
+    def _nobody_waits(self, engine_id: int) -> None:
+        """The last request that waited for an adapter has gone: it need not come any more."""
+        if self._is_awaited(engine_id):
+            return
+        self.loader.give_up(engine_id)
+        self._refs.pop(engine_id, None)
+        self._leave_if_unused(engine_id)
+
+    def _leave_if_unused(self, engine_id: int) -> None:
+        """Forget a version that was unloaded while it was needed, once it is not."""
+        if engine_id in self._leaving and not self._is_awaited(engine_id) and not self.slots.in_use(engine_id):
+            self._forget(engine_id)
 
     def _forget(self, engine_id: int) -> None:
+        self._leaving.discard(engine_id)
         self.loader.forget(engine_id)
         self._refs.pop(engine_id, None)
 
@@ -321,9 +344,7 @@ class TorchEngine:
         if engine_id == BASE:
             return
         self.slots.release(engine_id)
-        if engine_id in self._leaving and not self.slots.in_use(engine_id):
-            self._leaving.discard(engine_id)
-            self._forget(engine_id)
+        self._leave_if_unused(engine_id)
 
     # Steps
 
@@ -417,6 +438,28 @@ class TorchEngine:
             load_counts=tuple(self.loader.loads.counts),
             load_seconds=self.loader.loads.sum,
         )
+
+    def check_integrity(self) -> None:
+        """Check that an engine at rest holds nothing for requests that are gone.
+
+        Raises:
+            IntegrityError: it does; the text says what.
+        """
+        pool, slots = self.runner.pool, self.slots
+        for books in (pool, slots, self.loader, self.runner.mixer):
+            books.check_integrity()
+        require(self.idle and not self.busy_loading, "the engine is at work")
+        require(pool.used == 0, f"{pool.used} KV blocks are in use")
+        in_use = [engine_id for engine_id in slots.ids() if slots.in_use(engine_id)]
+        require(not in_use, f"the slots of adapters {in_use} are in use")
+        require(not self._work, f"requests {list(self._work)} are left behind")
+        awaited = {*self._for_adapter, *self._load_waiters}
+        require(not awaited, f"somebody waits for adapters {awaited}, which nobody reads")
+        require(not self._leaving, f"adapters {self._leaving} were to leave and are still here")
+        loaded = set(slots.ids())
+        require(self.runner.mixer.adapters.keys() == loaded, "the adapters in device memory are not those in slots")
+        require(slots.pinned <= loaded, f"adapters {slots.pinned - loaded} are pinned and in no slot")
+        require(self._refs.keys() == loaded, f"the names of adapters {self._refs.keys() ^ loaded} are left or lost")
 
     def close(self) -> None:
         self.loader.close()

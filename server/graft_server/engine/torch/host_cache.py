@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Generic, TypeVar
+
+from graft_server.engine.integrity import require
 
 ValueT = TypeVar("ValueT")
 
@@ -23,9 +26,10 @@ class HostCache(Generic[ValueT]):
     def __len__(self) -> int:
         return len(self._values)
 
-    @property
-    def full(self) -> bool:
-        return self.bytes >= self.budget
+    def room_beside(self, kept: Collection[int]) -> bool:
+        """Whether one more value, as large as the largest here, can come in without pushing out one of these."""
+        largest = max((size for _, size in self._values.values()), default=0)
+        return largest + sum(self._values[i][1] for i in kept if i in self._values) <= self.budget
 
     def get(self, engine_id: int) -> ValueT | None:
         """The value, which is now the most recently used."""
@@ -34,8 +38,10 @@ class HostCache(Generic[ValueT]):
         self._values.move_to_end(engine_id)
         return self._values[engine_id][0]
 
-    def put(self, engine_id: int, value: ValueT, size: int) -> None:
-        """Take a value of ``size`` bytes in; older ones make room."""
+    def put(self, engine_id: int, value: ValueT, size: int, *, kept: Collection[int] = ()) -> None:
+        """Take a value of ``size`` bytes in; older ones make room, those of ``kept`` last."""
+        for older in kept:
+            self.get(older)
         self.remove(engine_id)
         self._values[engine_id] = (value, size)
         self.bytes += size
@@ -47,3 +53,13 @@ class HostCache(Generic[ValueT]):
         entry = self._values.pop(engine_id, None)
         if entry is not None:
             self.bytes -= entry[1]
+
+    def check_integrity(self) -> None:
+        """
+        Raises:
+            IntegrityError: the bytes are counted wrongly, or are over the budget.
+        """
+        total = sum(size for _, size in self._values.values())
+        require(total == self.bytes, f"{total} bytes of adapters are in host memory, counted as {self.bytes}")
+        within = self.bytes <= self.budget or len(self._values) == 1
+        require(within, f"{self.bytes} bytes of adapters are in host memory, with a budget of {self.budget}")

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from graft_server.engine.base import LOAD_SECONDS, AdapterLoadError, AdapterSource, EngineError
+from graft_server.engine.integrity import require
 from graft_server.engine.torch.host_cache import HostCache
 from graft_server.engine.torch.resident import ResidentAdapter
 from graft_server.engine.torch.slots import Slots
@@ -51,6 +52,8 @@ class AdapterLoader:
         self._wanted: OrderedDict[int, AdapterSource] = OrderedDict()
         self._ahead: OrderedDict[int, AdapterSource] = OrderedDict()
         self._reading: tuple[AdapterSource, Future[ResidentAdapter]] | None = None
+        #: What is being read has been forgotten meanwhile, and nobody has asked for it again.
+        self._in_vain = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=_step_aside)
 
     @property
@@ -63,19 +66,29 @@ class AdapterLoader:
         if source.engine_id not in self.slots:
             self._ahead.pop(source.engine_id, None)
             self._wanted[source.engine_id] = source
+            if self._is_being_read(source.engine_id):
+                self._in_vain = False
+
+    def give_up(self, engine_id: int) -> None:
+        """Nobody waits for a version any more; what has been read of it stays in host memory."""
+        self._wanted.pop(engine_id, None)
 
     def fetch_ahead(self, source: AdapterSource) -> None:
         """Bring a version into host memory: somebody will want it soon."""
         known = source.engine_id in self.slots or source.engine_id in self.host or source.engine_id in self._wanted
-        if not known and not self._is_being_read(source.engine_id):
+        if self._is_being_read(source.engine_id):
+            self._in_vain = False
+        elif not known:
             self._ahead[source.engine_id] = source
             if len(self._ahead) > _MOST_AHEAD:
                 self._ahead.popitem(last=False)
 
     def forget(self, engine_id: int) -> None:
-        """Nobody wants a version any more; it leaves host memory, and its slot if it has one."""
+        """A version has gone; it leaves host memory, and its slot if it has one."""
         self._wanted.pop(engine_id, None)
         self._ahead.pop(engine_id, None)
+        if self._is_being_read(engine_id):
+            self._in_vain = True
         self.host.remove(engine_id)
         if engine_id in self.slots:
             self.slots.remove(engine_id)
@@ -87,8 +100,8 @@ class AdapterLoader:
         def check() -> None:
             try:
                 self._read(source)
-            except EngineError as error:
-                done(error)
+            except Exception as error:
+                done(_shown(source, error))
             else:
                 done(None)
 
@@ -98,15 +111,15 @@ class AdapterLoader:
         """Take in what has been read and start reading the next; returns the wanted versions that can't be loaded."""
         failed: list[tuple[AdapterSource, EngineError]] = []
         if self._reading is not None and self._reading[1].done():
-            source, future = self._reading
-            self._reading = None
+            (source, future), in_vain = self._reading, self._in_vain
+            self._reading, self._in_vain = None, False
             error = future.exception()
-            if error is None:
+            if error is not None:
+                if self._wanted.pop(source.engine_id, None) is not None:
+                    failed.append((source, _shown(source, error)))
+            elif not in_vain:
                 adapter = future.result()
-                self.host.put(source.engine_id, adapter, adapter.bytes)
-            elif self._wanted.pop(source.engine_id, None) is not None:
-                shown = error if isinstance(error, EngineError) else AdapterLoadError(f"{source.ref}: {error}")
-                failed.append((source, shown))
+                self.host.put(source.engine_id, adapter, adapter.bytes, kept=self._wanted)
         for engine_id in list(self._wanted):
             if not self.slots.room():
                 break
@@ -116,6 +129,17 @@ class AdapterLoader:
                 self._take_in(engine_id, adapter_or_none)
         self._read_next()
         return failed
+
+    def check_integrity(self) -> None:
+        """
+        Raises:
+            IntegrityError: the host's memory is counted wrongly, or a version both has a slot and waits for one.
+        """
+        self.host.check_integrity()
+        placed = [engine_id for engine_id in self._wanted if engine_id in self.slots]
+        require(not placed, f"adapters {placed} wait for a slot and have one")
+        both = self._wanted.keys() & self._ahead.keys()
+        require(not both, f"adapters {both} are wanted now and fetched ahead")
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -127,12 +151,10 @@ class AdapterLoader:
         self._place(engine_id, adapter)
 
     def _read_next(self) -> None:
-        if self._reading is not None:
-            return
-        source = None
         # While no slot falls idle, a full cache would only push out one wanted adapter for another.
-        if self.slots.room() or not self.host.full:
-            source = next((own for own in self._wanted.values() if own.engine_id not in self.host), None)
+        if self._reading is not None or not (self.slots.room() or self.host.room_beside(self._wanted)):
+            return
+        source = next((own for own in self._wanted.values() if own.engine_id not in self.host), None)
         if source is None and self._ahead:
             _, source = self._ahead.popitem(last=False)
         if source is not None:
@@ -146,6 +168,10 @@ class AdapterLoader:
 
     def _is_being_read(self, engine_id: int) -> bool:
         return self._reading is not None and self._reading[0].engine_id == engine_id
+
+
+def _shown(source: AdapterSource, error: BaseException) -> EngineError:
+    return error if isinstance(error, EngineError) else AdapterLoadError(f"{source.ref}: {error}")
 
 
 def _step_aside() -> None:

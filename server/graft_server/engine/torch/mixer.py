@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graft_server.engine.integrity import require
 from graft_server.engine.torch.resident import ResidentAdapter
 from graft_server.engine.torch.rows import Placed, RowGroup, Run, group_rows
 from graft_server.engine.torch.sequence import BASE
@@ -88,6 +89,16 @@ class Mixer:
                 bucket, position = self.order(engine_id)
                 buckets.setdefault(bucket, []).append(Placed(position, start, end))
         return [group for bucket, placed in buckets.items() for group in group_rows(bucket, placed, device)]
+
+    def check_integrity(self) -> None:
+        """
+        Raises:
+            IntegrityError: a stack holds an adapter that is gone, or is at odds with itself.
+        """
+        for stack in self._stacks.values():
+            stack.check_integrity()
+            gone = [engine_id for engine_id in stack.held if engine_id not in self.adapters]
+            require(not gone, f"adapters {gone} have been removed and are still in a stack")
 
     def watch_inputs(self) -> Callable[[], None]:
         """Learn, during one forward pass, which linear modules read the same tensor (q, k, v; gate, up). Returns the

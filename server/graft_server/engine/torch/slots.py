@@ -4,6 +4,9 @@ torch."""
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Set
+
+from graft_server.engine.integrity import require
 
 
 class Slots:
@@ -20,6 +23,11 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self._users)
+
+    @property
+    def pinned(self) -> Set[int]:
+        """Ids that stay in their slot, or get one that they keep."""
+        return self._pinned
 
     def ids(self) -> list[int]:
         """Least recently used first."""
@@ -83,6 +91,15 @@ class Slots:
     def unpin(self, engine_id: int) -> None:
         """Let the adapter leave again; one that is not pinned is left as it is."""
         self._pinned.discard(engine_id)
+
+    def check_integrity(self) -> None:
+        """
+        Raises:
+            IntegrityError: there are more adapters or pins than allowed, or a negative number of users.
+        """
+        require(len(self._users) <= self.total, f"{len(self._users)} adapters are in {self.total} slots")
+        require(len(self._pinned) < self.total, f"{len(self._pinned)} of {self.total} slots are pinned")
+        require(all(users >= 0 for users in self._users.values()), f"slots have users {dict(self._users)}")
 
     def _evictable(self) -> int | None:
         return next((i for i, users in self._users.items() if users == 0 and i not in self._pinned), None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from graft_plugins.method import Activation
 from graft_server.activations import ACTIVATIONS
+from graft_server.engine.integrity import require
 from graft_server.engine.torch.positions import Positions
 from graft_server.engine.torch.resident import ResidentAdapter, ResidentBottleneck, ResidentLinear
 
@@ -100,6 +101,22 @@ class Stack:
         self.positions.remove(engine_id)
         if engine_id in self._held:
             self._drop(engine_id)
+
+    @property
+    def held(self) -> Collection[int]:
+        """Engine ids of the adapters at positions."""
+        return self._held.keys()
+
+    def check_integrity(self) -> None:
+        """
+        Raises:
+            IntegrityError: positions, adapters and the number of their users don't agree.
+        """
+        placed = {engine_id for engine_id in self.positions.ids if engine_id is not None}
+        odd = placed ^ self._held.keys()
+        require(not odd, f"adapters {odd} are either at a position or held, not both")
+        users = Counter(site for adapter in self._held.values() for site in _sites(adapter))
+        require(users == +self._users, f"sites of stack {self.bucket} are counted as {dict(self._users)}")
 
     def _drop(self, engine_id: int) -> None:
         self._users.subtract(_sites(self._held.pop(engine_id)))
