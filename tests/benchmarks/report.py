@@ -45,6 +45,11 @@ def ratio(name: str, numerators: Sequence[float], denominators: Sequence[float],
     )
 
 
+def median(name: str, values: Sequence[float], unit: str) -> Figure:
+    """A figure that is no ratio."""
+    return Figure(name=name, value=statistics.median(values), unit=unit, samples=list(values))
+
+
 def write_report(name: str, figures: Sequence[Figure]) -> Path:
     """Write the report, print it as a table, and return its path."""
     document = {

@@ -1,45 +1,63 @@
-"""Every benchmark, one after the other, and one table of all figures with their bounds: ``make bench``."""
+"""Every benchmark, one after the other, and one table of all figures with their bounds: ``make bench``.
+
+``--only NAME`` runs some of them, and the table then shows what the others wrote when they ran last.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+from bounds import summary
+from report import OUTPUT
 from rich.console import Console
-from rich.table import Table
 
 from demo.data import base_model_spec, cache_dir, dataset
 from graft_server.base_model import resolve
+from graft_server.children import compute_environment
 
 HERE = Path(__file__).parent
-OUTPUT = Path("build/bench")
-#: What a figure must reach.
-BOUNDS = {"train_over_trainer": 1.5, "mixed8_over_base": 0.85}
+BENCHMARKS = (
+    "train_over_trainer",
+    "mixed_batch",
+    "http_over_engine",
+    "more_adapters_than_slots",
+    "tpot_while_loading",
+    "ttft_from_disk",
+    "many_adapters",
+    "quiet_under_flood",
+)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=BENCHMARKS, help="run this one; can be given again")
+    parser.add_argument("--pairs", type=int, help="how often each side is measured [default: each benchmark's own]")
+    arguments = parser.parse_args()
     console = Console()
     base = resolve(base_model_spec(), cache_dir(), lambda message, _: console.print(message))
-    runs = {
-        "train_over_trainer": ["--data", str(dataset("translation-de"))],
-        "mixed_batch": [],
-    }
-    for name, arguments in runs.items():
+    pairs = ["--pairs", str(arguments.pairs)] if arguments.pairs else []
+    for name in arguments.only or BENCHMARKS:
         console.rule(name)
-        script = str(HERE / f"{name}.py")
-        subprocess.run([sys.executable, script, "--base-model", str(base.path), *arguments], check=True)
-    table = Table(title="all figures")
-    for column in ("figure", "value", "at least", "numerator", "denominator", ""):
-        table.add_column(column)
-    for name in runs:
-        for figure in json.loads((OUTPUT / f"{name}.json").read_text())["figures"]:
-            bound = BOUNDS.get(figure["name"])
-            verdict = "" if bound is None else "reached" if figure["value"] >= bound else "MISSED"
-            sides = [f"{figure[side]:.0f}" if figure[side] is not None else "" for side in ("numerator", "denominator")]
-            table.add_row(figure["name"], f"{figure['value']:.2f}", str(bound or ""), *sides, verdict)
-    console.print(table)
+        own = ["--data", str(dataset("translation-de"))] if name == "train_over_trainer" else []
+        command = [sys.executable, str(HERE / f"{name}.py"), "--base-model", str(base.path), *pairs, *own]
+        subprocess.run(command, check=True, env=_environment())
+    reports = [OUTPUT / f"{name}.json" for name in BENCHMARKS]
+    console.print(summary(figure for path in reports if path.exists() for figure in _figures(path)))
+
+
+def _figures(report: Path) -> list[dict[str, object]]:
+    return list(json.loads(report.read_text(encoding="utf-8"))["figures"])
+
+
+def _environment() -> dict[str, str]:
+    """Scripts find what the test suites share, and an engine in a script computes as one in a server does."""
+    paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**compute_environment(), "PYTHONPATH": os.pathsep.join(paths)}
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ async def run(settings: BenchSettings, measurements: Measurements, *, api_key: s
         ConnectError: the server can't be reached for the warm-up.
         GraftError: no request of the warm-up was answered; the text has the reason of one.
     """
-    async with _connections(settings.url, api_key, settings.timeout) as http:
+    async with connections(settings.url, api_key, settings.timeout) as http:
         await _warm_up(http, settings)
         started = time.perf_counter()
 
@@ -48,7 +48,7 @@ async def run(settings: BenchSettings, measurements: Measurements, *, api_key: s
             return (await exchange.ask(planned, due, measurements)).failure is None
 
         watcher = asyncio.create_task(_watch(measurements, clock, tell))
-        requests = islice(_requests(settings), settings.requests)
+        requests = islice(requests_of(settings), settings.requests)
         try:
             if settings.rate is not None:
                 arrivals = poisson(settings.rate, Random(f"{settings.seed} arrivals"))
@@ -68,7 +68,7 @@ async def served_model(url: str, api_key: str | None) -> str:
         ConnectError: no server answers.
         GraftError: it has no such route or no model.
     """
-    async with _connections(url, api_key, _PATIENCE) as http:
+    async with connections(url, api_key, _PATIENCE) as http:
         with translated(url):
             response = await http.get("/v1/models")
     try:
@@ -77,7 +77,8 @@ async def served_model(url: str, api_key: str | None) -> str:
         raise GraftError(f"{url}/v1/models names no model ({response.status_code}); give one with --model") from error
 
 
-def _requests(settings: BenchSettings) -> Iterator[Planned]:
+def requests_of(settings: BenchSettings) -> Iterator[Planned]:
+    """A run's requests, without end."""
     return workload(
         settings.models,
         popularity=settings.popularity,
@@ -88,7 +89,8 @@ def _requests(settings: BenchSettings) -> Iterator[Planned]:
     )
 
 
-def _connections(url: str, api_key: str | None, timeout: float) -> httpx.AsyncClient:
+def connections(url: str, api_key: str | None, timeout: float) -> httpx.AsyncClient:
+    """As many connections to a server as there are requests at once."""
     options = http_options(url, timeout)
     if api_key:
         options["headers"]["Authorization"] = f"Bearer {api_key}"
@@ -102,7 +104,7 @@ async def _warm_up(http: httpx.AsyncClient, settings: BenchSettings) -> None:
     """Sends the models' first requests in turn, so that adapters are loaded and connections are open."""
     exchange, measurements = Exchange(http, settings, time.perf_counter), Measurements()
     # Prompts of another seed: the run's own must not be known to the server's prefix cache.
-    drawn = _requests(settings.model_copy(update={"seed": settings.seed - 1}))
+    drawn = requests_of(settings.model_copy(update={"seed": settings.seed - 1}))
     planned = (
         Planned(model, request.prompt, request.words, request.output_tokens)
         for model, request in zip(cycle(settings.models), drawn, strict=False)

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload, selectinload
 
 from graft_client.schemas.adapters import EvaluationSummary
 from graft_server.registry.artefacts import ArtefactStore, Staged
@@ -84,13 +84,15 @@ def find_version(session: Session, name: str, number: int | None) -> Version:
     Raises:
         UnknownError: the adapter or the version does not exist.
     """
-    adapter = find_adapter(session, name)
-    if number is None:
-        return adapter.versions[-1]
-    for version in adapter.versions:
-        if version.number == number:
-            return version
-    raise UnknownError("version", f"{name}@{number}", f"{name}@{adapter.versions[-1].number}")
+    query = select(Version).where(Version.adapter == name).options(joinedload(Version.artefact))
+    if number is not None:
+        query = query.where(Version.number == number)
+    # Every request asks for a version, so it is one query; which of the two is unknown is asked only then.
+    version = session.scalar(query.order_by(Version.number.desc()).limit(1))
+    if version is None:
+        latest = find_adapter(session, name).versions[-1].number
+        raise UnknownError("version", f"{name}@{number}", f"{name}@{latest}")
+    return version
 
 
 def parse_ref(ref: str) -> tuple[str, int | None]:
@@ -108,7 +110,9 @@ def parse_ref(ref: str) -> tuple[str, int | None]:
 
 
 def list_adapters(session: Session, task: str | None) -> list[Adapter]:
-    query = select(Adapter).order_by(Adapter.name)
+    # Versions and artefacts in a query each, however many adapters there are.
+    whole = selectinload(Adapter.versions).joinedload(Version.artefact)
+    query = select(Adapter).order_by(Adapter.name).options(whole)
     if task is not None:
         query = query.where(Adapter.task == task)
     return list(session.scalars(query))

@@ -1,0 +1,155 @@
+"""What HTTP, admission and the hop between two processes cost: tokens/s through a server over those of the bare engine.
+
+64 requests at once of the base model, prompts of 32 words, 64 new tokens each with ``ignore_eos``, three ways:
+
+- ``engine``: submitted to a ``TorchEngine`` in this process, until its last step
+- ``http``: ``POST /v1/completions`` to a server process, answered whole, until the last byte (``http_over_engine``)
+- ``stream``: the same, streamed in chunks of one token (``http_stream_over_engine``)
+
+Only one of them has work at a time. The client shares the machine's cores with the server, so that the two ratios
+include what the client costs; seconds of CPU that it took are reported as ``client_cpu_share`` of a run's time.
+
+    PYTHONPATH=tests python tests/benchmarks/http_over_engine.py --base-model FOLDER
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import httpx
+from asking import checked, settings_of
+from options import Samples, parser, turns
+from report import Figure, median, ratio, write_report
+
+from graft_client.bench.exchange import Exchange
+from graft_client.bench.records import Measurements
+from graft_client.bench.run import connections, requests_of
+from graft_client.bench.settings import BenchSettings
+from graft_client.bench.workload import Planned
+from graft_plugins.manager import PluginHost
+from graft_server.base_model import BaseModel
+from graft_server.bench.random_adapters import locate
+from graft_server.engine.base import Delta, EngineError, GenerateRequest, PromptInput, SamplingParams, ScoreResult
+from graft_server.engine.messages import EngineConfig
+from graft_server.engine.torch.engine import TorchEngine
+from graft_server.plugins import server_plugins
+from support.processes import running
+
+PROMPT, NEW_TOKENS = 32, 64
+UNIT = "tokens/s"
+
+
+class BareEngine:
+    """A ``TorchEngine`` that this process steps, and the sink of its events."""
+
+    def __init__(self, base: BaseModel) -> None:
+        host = PluginHost.load("", extra=server_plugins())
+        config = EngineConfig(engine="torch", base_model=str(base.path), cache_dir="")
+        self._engine = TorchEngine(base, config, host.methods, self)
+        self._unfinished: set[str] = set()
+
+    def answer(self, requests: Sequence[Planned]) -> None:
+        """Answers them all."""
+        for number, request in enumerate(requests):
+            sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
+            self._unfinished.add(str(number))
+            self._engine.submit(GenerateRequest(str(number), PromptInput(text=request.prompt), sampling))
+        while self._unfinished:
+            self._engine.step()
+
+    def delta(self, request_id: str, delta: Delta) -> None:
+        if delta.finish_reason is not None:
+            self._unfinished.remove(request_id)
+
+    def scored(self, request_id: str, result: ScoreResult) -> None:
+        raise AssertionError("nothing was to be scored")
+
+    def done(self, request_id: str) -> None:
+        raise AssertionError("nothing was to be loaded")
+
+    def error(self, request_id: str, error: EngineError) -> None:
+        raise error
+
+
+async def ask_whole(http: httpx.AsyncClient, requests: Sequence[Planned]) -> None:
+    """Sends all requests at once and waits for all answers, without streams."""
+
+    async def ask(request: Planned) -> None:
+        body = {
+            "model": request.model,
+            "prompt": request.prompt,
+            "max_tokens": request.output_tokens,
+            "temperature": 0.0,
+            "ignore_eos": True,
+        }
+        answer = await http.post("/v1/completions", json=body)
+        tokens = answer.raise_for_status().json()["usage"]["completion_tokens"]
+        assert tokens == request.output_tokens, f"{tokens} tokens instead of {request.output_tokens}"
+
+    async with asyncio.TaskGroup() as group:
+        for request in requests:
+            group.create_task(ask(request))
+
+
+async def ask_streams(http: httpx.AsyncClient, requests: Sequence[Planned], settings: BenchSettings) -> None:
+    """Sends all requests at once and reads all streams to their ends."""
+    exchange, measurements = Exchange(http, settings, time.perf_counter), Measurements()
+    async with asyncio.TaskGroup() as group:
+        for request in requests:
+            group.create_task(exchange.ask(request, 0.0, measurements))
+    checked(measurements)
+
+
+async def side(name: str, engine: BareEngine, http: httpx.AsyncClient, settings: BenchSettings) -> tuple[float, float]:
+    """Tokens a second, and the share of that time in which this process was on a core."""
+    requests = list(islice(requests_of(settings), settings.requests))
+    started, cpu = time.perf_counter(), time.process_time()
+    match name:
+        case "engine":
+            engine.answer(requests)
+        case "http":
+            await ask_whole(http, requests)
+        case "stream":
+            await ask_streams(http, requests, settings)
+    seconds = time.perf_counter() - started
+    return sum(request.output_tokens for request in requests) / seconds, (time.process_time() - cpu) / seconds
+
+
+async def compare(base: BaseModel, url: str, sequences: int, pairs: int) -> list[Figure]:
+    engine = BareEngine(base)
+    speeds, shares = Samples(), Samples()
+    sizes = {"prompt": PROMPT, "output": NEW_TOKENS, "requests": sequences, "concurrency": sequences}
+    async with connections(url, None, 600) as http:
+        for name in ("engine", "http", "stream"):
+            await side(name, engine, http, settings_of(url, ["base"], **sizes, seed=-1))
+        for pair, name in turns(pairs, ("http", "engine", "stream")):
+            # A prompt that the server has answered before would be found in its cache.
+            seed = 2 * pair + (name == "stream")
+            speed, share = await side(name, engine, http, settings_of(url, ["base"], **sizes, seed=seed))
+            speeds.add(name, speed, UNIT)
+            shares[name].append(share)
+    return [
+        ratio("http_over_engine", speeds["http"], speeds["engine"], "x"),
+        ratio("http_stream_over_engine", speeds["stream"], speeds["engine"], "x"),
+        median("client_cpu_share", shares["http"], "of a core"),
+        median("client_cpu_share_streaming", shares["stream"], "of a core"),
+    ]
+
+
+def main() -> None:
+    own = parser(__doc__)
+    own.add_argument("--sequences", type=int, default=64)
+    arguments = own.parse_args()
+    base = locate(arguments.base_model)
+    with tempfile.TemporaryDirectory() as folder, running(base.path, Path(folder) / "data") as server:
+        figures = asyncio.run(compare(base, server.url, arguments.sequences, arguments.pairs))
+    write_report("http_over_engine", figures)
+
+
+if __name__ == "__main__":
+    main()
