@@ -34,6 +34,10 @@ def at_most(limit: float) -> Bound:
 BOUNDS: Mapping[str, Bound] = {
     "train_over_trainer": at_least(1.5),
     "mixed8_over_base": at_least(0.85),
+    "mixed32_over_base": at_least(0.75),
+    "mixed8_over_peft": at_least(2.5),
+    "base_over_generate": at_least(1.0),
+    "stream_over_generate": at_least(1.5),
     "http_over_engine": at_least(0.95),
     "slots64over8": at_least(0.7),
     "tpot_p99_while_loading": at_most(1.3),

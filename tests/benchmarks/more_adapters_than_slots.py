@@ -1,7 +1,7 @@
 """Throughput with eight times as many adapters as slots, over that with as many adapters as slots.
 
 A server with ``max_slots=8``; a closed loop of 64 clients, each request for one adapter of 64, or of 8, drawn
-uniformly; prompts of 32 words, 32 new tokens. Output tokens a second, from the first request to the end of the last answer.
+uniformly; prompts of 32 words, 32 new tokens. Output tokens a second, from the first request to the last answer's end.
 Beforehand each adapter has answered once. Host memory holds all of them, as it does with the default settings.
 
     PYTHONPATH=tests python tests/benchmarks/more_adapters_than_slots.py --base-model FOLDER

@@ -23,7 +23,8 @@ from graft_server.children import compute_environment
 HERE = Path(__file__).parent
 BENCHMARKS = (
     "train_over_trainer",
-    "mixed_batch",
+    "static_batch",
+    "stream",
     "http_over_engine",
     "more_adapters_than_slots",
     "tpot_while_loading",

@@ -92,9 +92,8 @@ class Rig:
 
     def at_rest(self) -> None:
         """Poll until nothing is being read and nothing could be."""
-        self.until(lambda: self.loader._reading is None)
         self.poll()
-        assert self.loader._reading is None
+        self.until(lambda: self.loader._reading is None)
 
     def occupied(self, *engine_ids: int) -> None:
         """Take these in, each in use."""
@@ -370,7 +369,7 @@ def test_any_sizes_come_to_rest_within_the_budget_and_everybody_gets_a_turn(
         rig.slots.release(engine_id)
     turns = 0
     while rig.loader.busy:
-        rig.until(lambda: len(rig.placed) > slots + turns or not rig.loader.busy)
+        rig.until(lambda turns=turns: len(rig.placed) > slots + turns or not rig.loader.busy)
         for engine_id in rig.placed[slots + turns :]:
             rig.slots.release(engine_id)
             turns += 1
