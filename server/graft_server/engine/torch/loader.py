@@ -129,8 +129,7 @@ class AdapterLoader:
                 if self._want_no_more(source.engine_id):
                     failed.append((source, _shown(source, error)))
             elif not in_vain:
-                adapter = future.result()
-                self.host.put(source.engine_id, adapter, adapter.bytes, kept=self._wanted)
+                self._keep(source.engine_id, future.result())
         for engine_id in list(self._wanted):
             if not self.slots.room():
                 break
@@ -154,6 +153,12 @@ class AdapterLoader:
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _keep(self, engine_id: int, adapter: ResidentAdapter) -> None:
+        """Take what has been read into host memory. Its size is only known now: what nobody wants yet never pushes out
+        what somebody wants."""
+        if engine_id in self._wanted or self.host.room_beside(self._wanted, adapter.bytes):
+            self.host.put(engine_id, adapter, adapter.bytes, kept=self._wanted)
 
     def _take_in(self, engine_id: int, adapter: ResidentAdapter) -> None:
         evicted = self.slots.put(engine_id)
