@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --editable '.[server,dev]'
 	@touch $@
 
-demo: setup ## Train, serve and measure three adapters on real data (about 12 minutes on 2 cores)
+demo: setup ## Train, serve and measure three adapters on real data (about 14 minutes on 2 cores)
 	@PYTHONPATH=deploy $(BIN)/python -m demo --engine $(ENGINE)
 
 test: setup ## The whole test suite, with the real base model
