@@ -165,8 +165,6 @@ def watching(url: str, *args: str, **options: Any) -> Iterator[subprocess.Popen[
     process = subprocess.Popen(
         [*program, "--interval", "0.1", *args],
         env={**os.environ, "GRAFT_URL": url, "TERM": "xterm-256color"},
-        # A shell's background jobs, such as a CI run, have Ctrl-C ignored, and their children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
     try:
