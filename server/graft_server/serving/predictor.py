@@ -181,21 +181,23 @@ class Predictor:
         An answer that the engine died in the middle of is begun anew, once: its caller has seen nothing of it.
         """
         begun = False
-        try:
+
+        async def run() -> Answer:
+            nonlocal begun
             async with aclosing(self.stream(plan, terms, source=source, observed=observed)) as events:
                 async for event in events:
                     if isinstance(event, Answer):
                         return event
                     begun = True
+            raise RuntimeError("a stream ended without an answer")
+
+        try:
+            return await run()
         except ProblemError as error:
             # Where nothing had come yet, the supervisor has replayed it already.
             if error.code != "engine-died" or not begun:
                 raise
-        async with aclosing(self.stream(plan, terms, source=source, observed=observed)) as events:
-            async for event in events:
-                if isinstance(event, Answer):
-                    return event
-        raise RuntimeError("a stream ended without an answer")
+        return await run()
 
     async def stream(
         self, plan: Plan, terms: Terms, *, source: AdapterSource | None = None, observed: bool = True
@@ -309,6 +311,8 @@ class Predictor:
                             progress.finish_reason = delta.finish_reason
                             progress.queued += delta.queued_seconds
                             break
+                    else:
+                        return  # cut off: what came is no answer
                 progress.tokens = tuple(tokens)
                 progress.output = Generation(
                     text="".join(texts),
