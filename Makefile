@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINE ?= torch
 
-.PHONY: help setup demo test test-fast check format bench clean
+.PHONY: help setup demo test test-fast soak check format bench clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --editable '.[server,dev]'
 	@touch $@
 
-demo: setup ## Train, serve and measure three adapters on real data (about 12 minutes on 2 cores)
+demo: setup ## Train, serve and measure three adapters on real data (about 14 minutes on 2 cores)
 	@PYTHONPATH=deploy $(BIN)/python -m demo --engine $(ENGINE)
 
 test: setup ## The whole test suite, with the real base model
@@ -28,6 +28,9 @@ test: setup ## The whole test suite, with the real base model
 
 test-fast: setup ## Only the tests that need neither torch nor a model, in seconds
 	@$(BIN)/python -m pytest -m 'not torch and not model'
+
+soak: setup ## Everything at once on the engine for SOAK_SECONDS (600)
+	@SOAK_SECONDS=$${SOAK_SECONDS:-600} GOMP_SPINCOUNT=20000 $(BIN)/python -m pytest -s tests/soak
 
 check: setup ## Lint, format and types
 	@$(BIN)/ruff check .

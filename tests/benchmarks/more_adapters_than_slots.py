@@ -1,7 +1,8 @@
 """Throughput with eight times as many adapters as slots, over that with as many adapters as slots.
 
-A server with ``max_slots=8``; a closed loop of 64 clients, each request for one adapter of 64, or of 8, drawn
+A server with ``max_slots=8``; a closed loop of 256 clients, each request for one adapter of 64, or of 8, drawn
 uniformly; prompts of 32 words, 32 new tokens. Output tokens a second, from the first request to the last answer's end.
+So some four requests wait for each of the 64: with one for each, 8 slots would hold 8 rows, whatever their order.
 Beforehand each adapter has answered once. Host memory holds all of them, as it does with the default settings.
 
     PYTHONPATH=tests python tests/benchmarks/more_adapters_than_slots.py --base-model FOLDER
@@ -21,7 +22,7 @@ from report import ratio, write_report
 from graft_server.bench.random_adapters import locate
 from support.processes import running
 
-SLOTS, MANY, CLIENTS = 8, 64, 64
+SLOTS, MANY, CLIENTS = 8, 64, 256
 
 
 async def tokens_per_second(url: str, models: list[str], requests: int, seed: int) -> float:
@@ -32,7 +33,7 @@ async def tokens_per_second(url: str, models: list[str], requests: int, seed: in
 
 def main() -> None:
     own = parser(__doc__)
-    own.add_argument("--requests", type=int, default=192, help="of one measurement")
+    own.add_argument("--requests", type=int, default=512, help="of one measurement")
     arguments = own.parse_args()
     base = locate(arguments.base_model)
     speeds = Samples()

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import pytest_asyncio
@@ -98,6 +99,14 @@ async def test_it_says_what_it_is(engine: SupervisedEngine, base: BaseModel) -> 
     assert engine.model.context_length == 512
     assert "lora" in engine.capabilities.methods
     assert engine.capabilities.slots == 2
+
+
+async def test_an_answer_can_come_in_larger_pieces(engine: SupervisedEngine) -> None:
+    alone = await text_of(engine, ask("small", tokens=20))
+    request = msgspec.structs.replace(ask("large", tokens=20), tokens_per_delta=8)
+    deltas = [delta async for delta in engine.generate(request)]
+    assert "".join(delta.text for delta in deltas) == alone
+    assert [delta.completion_tokens for delta in deltas] == [1, 8, 16, 20]
 
 
 async def test_deltas_add_up_and_the_last_one_counts(engine: SupervisedEngine) -> None:

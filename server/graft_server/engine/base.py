@@ -85,13 +85,18 @@ class ConstraintSpec(msgspec.Struct, frozen=True):
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):
-    """``id`` is unique among all requests in flight. ``adapter`` ``None`` is the base model."""
+    """``id`` is unique among all requests in flight. ``adapter`` ``None`` is the base model.
+
+    The first token comes at once, later ones in deltas of up to ``tokens_per_delta``: an answer that nobody reads
+    before it is whole need not cross the pipe token by token.
+    """
 
     id: str
     prompt: PromptInput
     sampling: SamplingParams = SamplingParams()
     adapter: AdapterSource | None = None
     constraint: ConstraintSpec | None = None
+    tokens_per_delta: int = 1
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

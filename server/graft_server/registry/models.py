@@ -11,6 +11,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     ForeignKey,
+    Index,
     String,
     Text,
     TypeDecorator,
@@ -82,14 +83,18 @@ class Version(Table):
     """
 
     __tablename__ = "versions"
-    __table_args__ = (UniqueConstraint("adapter", "number"),)
+    __table_args__ = (
+        UniqueConstraint("adapter", "number"),
+        # The latest version of a task is asked for with every request that names the task alone.
+        Index("ix_versions_task_engine_id", "task", "engine_id"),
+    )
 
     engine_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     adapter: Mapped[str] = mapped_column(ForeignKey("adapters.name"))
     number: Mapped[int]
     digest: Mapped[str] = mapped_column(ForeignKey("artefacts.digest"), index=True)
     created_at: Mapped[datetime]
-    task: Mapped[str] = mapped_column(String(64), index=True)
+    task: Mapped[str] = mapped_column(String(64))
     method: Mapped[str] = mapped_column(String(64))
     rank: Mapped[int]
     base_model: Mapped[str] = mapped_column(Text)

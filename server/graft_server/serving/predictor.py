@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 #: Answers of fewer tokens say little about the time that one takes.
 _MEASURED_TOKENS = 8
+#: Tokens that come together where the answer is read whole: few enough that live figures still move.
+_WHOLE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,32 +183,35 @@ class Predictor:
         An answer that the engine died in the middle of is begun anew, once: its caller has seen nothing of it.
         """
         begun = False
-
-        async def run() -> Answer:
-            nonlocal begun
-            async with aclosing(self.stream(plan, terms, source=source, observed=observed)) as events:
-                async for event in events:
-                    if isinstance(event, Answer):
-                        return event
-                    begun = True
-            raise RuntimeError("a stream ended without an answer")
-
-        try:
-            return await run()
-        except ProblemError as error:
-            # Where nothing had come yet, the supervisor has replayed it already.
-            if error.code != "engine-died" or not begun:
-                raise
-        return await run()
+        for last_try in (False, True):
+            events = self.stream(plan, terms, source=source, observed=observed, tokens_per_delta=_WHOLE)
+            try:
+                async with aclosing(events):
+                    async for event in events:
+                        if isinstance(event, Answer):
+                            return event
+                        begun = True
+                break
+            except ProblemError as error:
+                # Where nothing had come yet, the supervisor has replayed it already.
+                if last_try or error.code != "engine-died" or not begun:
+                    raise
+        raise RuntimeError("a stream ended without an answer")
 
     async def stream(
-        self, plan: Plan, terms: Terms, *, source: AdapterSource | None = None, observed: bool = True
+        self,
+        plan: Plan,
+        terms: Terms,
+        *,
+        source: AdapterSource | None = None,
+        observed: bool = True,
+        tokens_per_delta: int = 1,
     ) -> AsyncGenerator[Piece | Answer]:
         """Pieces of text as they come, then the answer. Closing the iterator aborts the request, and so does the
         deadline in its ``terms``.
 
         ``source`` stands in for the route's version where that is not registered yet. Only ``observed`` requests
-        are shown to plugins and counted.
+        are shown to plugins and counted. ``tokens_per_delta`` is how many tokens may come together.
 
         Raises:
             ProblemError: whatever ended the request; nothing of another kind.
@@ -223,7 +228,9 @@ class Predictor:
             ) as visit:
                 self.traffic.enter(progress.flight)
                 progress.queued = visit.waited
-                async with aclosing(self._decode(plan, source, started, progress, terms.deadline)) as pieces:
+                async with aclosing(
+                    self._decode(plan, source, started, progress, terms.deadline, tokens_per_delta)
+                ) as pieces:
                     async for piece in pieces:
                         yield piece
                 if progress.completion_tokens >= _MEASURED_TOKENS:
@@ -270,6 +277,7 @@ class Predictor:
         started: float,
         progress: _Progress,
         deadline: float | None,
+        tokens_per_delta: int,
     ) -> AsyncGenerator[Piece]:
         prompt = convert.prompt_input(plan.prompt)
         match plan.decoding:
@@ -291,6 +299,7 @@ class Predictor:
                     sampling=convert.sampling_params(sampling),
                     adapter=source,
                     constraint=convert.constraint_spec(constraint),
+                    tokens_per_delta=tokens_per_delta,
                 )
                 texts: list[str] = []
                 tokens: list[TokenLogprob] = []

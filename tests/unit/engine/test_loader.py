@@ -195,6 +195,27 @@ def test_one_that_is_needed_stays_until_it_is_not(disk: Disk) -> None:
     assert rig.displaced == [1]
 
 
+def test_while_others_decode_only_what_a_request_waits_for_is_read_at_once(disk: Disk) -> None:
+    rig = make(disk, slots=4)
+    disk.hold()
+    rig.loader.want(source(1))
+    rig.poll()
+    time.sleep(0.05)
+    disk.release()
+    # Reading took a while, so what nobody waits for rests now, as long as there are steps.
+    rig.until(lambda: rig.placed == [1])
+    rig.loader.want(source(2))
+    rig.loader.poll(decoding=True)
+    assert disk.begun == [1]
+    rig.loader.want(source(3), urgent=True)
+    rig.loader.poll(decoding=True)
+    until = time.monotonic() + 10
+    while 3 not in rig.placed and time.monotonic() < until:
+        rig.loader.poll(decoding=True)
+    assert disk.begun == [1, 3]
+    rig.until(lambda: 2 in rig.placed)
+
+
 def test_nobody_waits_any_more(disk: Disk) -> None:
     rig = make(disk)
     disk.hold()

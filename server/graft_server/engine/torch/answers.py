@@ -44,9 +44,12 @@ class Answer:
     generated: int = 0
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
+    #: Since the last delta.
+    _held_text: str = ""
+    _held_tokens: tuple[TokenLogprob, ...] = ()
 
     def take(self, drawn: Drawn) -> Delta:
-        """Record a drawn token; the delta has a finish reason if it was the last."""
+        """Record a drawn token; the delta has a finish reason if it was the last, and nothing while it is held back."""
         self.generated += 1
         self.draw.record(drawn.token)
         ended = drawn.token in self.stop_tokens
@@ -60,9 +63,14 @@ class Answer:
             tokens = (TokenLogprob(self._piece(drawn.token), drawn.logprob, top),)
         if not ended:
             self.sequence.tokens.append(drawn.token)
+        text, tokens = self._held_text + text, (*self._held_tokens, *tokens)
+        self._held_text, self._held_tokens = "", ()
         stopped = ended or self.text.stopped or (self.matcher is not None and self.matcher.finished)
         full = self.generated >= self.max_tokens
         if not stopped and not full:
+            if self.generated > 1 and self.generated % self.request.tokens_per_delta:
+                self._held_text, self._held_tokens = text, tokens
+                return Delta()
             return Delta(text=text, tokens=tokens, prompt_tokens=self.prompt_tokens, completion_tokens=self.generated)
         return Delta(
             text=text if self.text.stopped else text + self.text.flush(),

@@ -146,7 +146,7 @@ class TorchEngine:
         if request.adapter.engine_id in self.slots:
             self._start_waiting(request.adapter.engine_id)
         else:
-            self.loader.want(request.adapter)
+            self.loader.want(request.adapter, urgent=True)
 
     def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is; nothing more is reported of it."""
@@ -284,7 +284,7 @@ class TorchEngine:
 
     def poll_adapters(self) -> None:
         """Between steps: take in adapters that have been read."""
-        for source, error in self.loader.poll():
+        for source, error in self.loader.poll(decoding=not self.scheduler.idle):
             self._fail_load(source, error)
 
     def _know(self, source: AdapterSource) -> None:

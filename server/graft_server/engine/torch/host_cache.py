@@ -26,10 +26,12 @@ class HostCache(Generic[ValueT]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def room_beside(self, kept: Collection[int]) -> bool:
-        """Whether one more value, as large as the largest here, can come in without pushing out one of these."""
-        largest = max((size for _, size in self._values.values()), default=0)
-        return largest + sum(self._values[i][1] for i in kept if i in self._values) <= self.budget
+    def room_beside(self, kept: Collection[int], size: int | None = None) -> bool:
+        """Whether one more value of ``size`` bytes, or as large as the largest here, can come in without pushing out
+        one of these."""
+        if size is None:
+            size = max((size for _, size in self._values.values()), default=0)
+        return size + sum(self._values[i][1] for i in kept if i in self._values) <= self.budget
 
     def get(self, engine_id: int) -> ValueT | None:
         """The value, which is now the most recently used."""

@@ -1,7 +1,8 @@
 """Adapters on their way from disk through host memory to a slot, beside the steps.
 
 A thread reads, checks and converts one adapter at a time; what it gives is kept in host memory. Between two steps
-the engine takes what is ready into a slot. Whoever waits for a slot goes before what is only fetched ahead.
+the engine takes what is ready into a slot. What a request waits for goes before what is only loaded or fetched ahead,
+and that rests between two adapters while others decode: reading takes a core from the steps.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from graft_server.metrics.buckets import Buckets
 #: Reads the files of a version into host memory; an ``EngineError`` says what is wrong with them.
 Read = Callable[[AdapterSource], ResidentAdapter]
 
+#: While others decode, what no request waits for is read for one part of the time in so many and one.
+_REST = 3.0
 #: Fetched ahead at most; later wishes push out the oldest.
 _MOST_AHEAD = 256
 
@@ -51,6 +54,9 @@ class AdapterLoader:
         self._displace = displace
         self._wanted: OrderedDict[int, AdapterSource] = OrderedDict()
         self._ahead: OrderedDict[int, AdapterSource] = OrderedDict()
+        #: Those of the wanted that requests wait for.
+        self._urgent: set[int] = set()
+        self._rest_until = 0.0
         self._reading: tuple[AdapterSource, Future[ResidentAdapter]] | None = None
         #: What is being read has been forgotten meanwhile, and nobody has asked for it again.
         self._in_vain = False
@@ -61,9 +67,11 @@ class AdapterLoader:
         """Something is being read, or could go on now."""
         return self._reading is not None or bool(self._wanted) or bool(self._ahead)
 
-    def want(self, source: AdapterSource) -> None:
-        """Bring a version into a slot as soon as one falls idle."""
+    def want(self, source: AdapterSource, *, urgent: bool = False) -> None:
+        """Bring a version into a slot as soon as one falls idle; ``urgent`` where a request waits for it."""
         if source.engine_id not in self.slots:
+            if urgent:
+                self._urgent.add(source.engine_id)
             self._ahead.pop(source.engine_id, None)
             self._wanted[source.engine_id] = source
             if self._is_being_read(source.engine_id):
@@ -71,7 +79,7 @@ class AdapterLoader:
 
     def give_up(self, engine_id: int) -> None:
         """Nobody waits for a version any more; what has been read of it stays in host memory."""
-        self._wanted.pop(engine_id, None)
+        self._want_no_more(engine_id)
 
     def fetch_ahead(self, source: AdapterSource) -> None:
         """Bring a version into host memory: somebody will want it soon."""
@@ -85,7 +93,7 @@ class AdapterLoader:
 
     def forget(self, engine_id: int) -> None:
         """A version has gone; it leaves host memory, and its slot if it has one."""
-        self._wanted.pop(engine_id, None)
+        self._want_no_more(engine_id)
         self._ahead.pop(engine_id, None)
         if self._is_being_read(engine_id):
             self._in_vain = True
@@ -107,27 +115,29 @@ class AdapterLoader:
 
         self._thread.submit(check)
 
-    def poll(self) -> list[tuple[AdapterSource, EngineError]]:
-        """Take in what has been read and start reading the next; returns the wanted versions that can't be loaded."""
+    def poll(self, *, decoding: bool = False) -> list[tuple[AdapterSource, EngineError]]:
+        """Take in what has been read and start reading the next; returns the wanted versions that can't be loaded.
+
+        ``decoding`` says that there are steps which reading would slow down.
+        """
         failed: list[tuple[AdapterSource, EngineError]] = []
         if self._reading is not None and self._reading[1].done():
             (source, future), in_vain = self._reading, self._in_vain
             self._reading, self._in_vain = None, False
             error = future.exception()
             if error is not None:
-                if self._wanted.pop(source.engine_id, None) is not None:
+                if self._want_no_more(source.engine_id):
                     failed.append((source, _shown(source, error)))
             elif not in_vain:
-                adapter = future.result()
-                self.host.put(source.engine_id, adapter, adapter.bytes, kept=self._wanted)
+                self._keep(source.engine_id, future.result())
         for engine_id in list(self._wanted):
             if not self.slots.room():
                 break
             adapter_or_none = self.host.get(engine_id)
             if adapter_or_none is not None:
-                del self._wanted[engine_id]
+                self._want_no_more(engine_id)
                 self._take_in(engine_id, adapter_or_none)
-        self._read_next()
+        self._read_next(resting=decoding and time.monotonic() < self._rest_until)
         return failed
 
     def check_integrity(self) -> None:
@@ -144,18 +154,32 @@ class AdapterLoader:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    def _keep(self, engine_id: int, adapter: ResidentAdapter) -> None:
+        """Take what has been read into host memory. Its size is only known now: what nobody wants yet never pushes out
+        what somebody wants."""
+        if engine_id in self._wanted or self.host.room_beside(self._wanted, adapter.bytes):
+            self.host.put(engine_id, adapter, adapter.bytes, kept=self._wanted)
+
     def _take_in(self, engine_id: int, adapter: ResidentAdapter) -> None:
         evicted = self.slots.put(engine_id)
         if evicted is not None:
             self._displace(evicted)
         self._place(engine_id, adapter)
 
-    def _read_next(self) -> None:
+    def _want_no_more(self, engine_id: int) -> bool:
+        """Whether it was wanted."""
+        self._urgent.discard(engine_id)
+        return self._wanted.pop(engine_id, None) is not None
+
+    def _read_next(self, *, resting: bool) -> None:
         # While no slot falls idle, a full cache would only push out one wanted adapter for another.
         if self._reading is not None or not (self.slots.room() or self.host.room_beside(self._wanted)):
             return
-        source = next((own for own in self._wanted.values() if own.engine_id not in self.host), None)
-        if source is None and self._ahead:
+        unread = [own for own in self._wanted.values() if own.engine_id not in self.host]
+        source = next((own for own in unread if own.engine_id in self._urgent), None)
+        if source is None and unread and not resting:
+            source = unread[0]
+        if source is None and self._ahead and not resting:
             _, source = self._ahead.popitem(last=False)
         if source is not None:
             self._reading = (source, self._thread.submit(self._timed_read, source))
@@ -163,7 +187,9 @@ class AdapterLoader:
     def _timed_read(self, source: AdapterSource) -> ResidentAdapter:
         started = time.monotonic()
         adapter = self._read(source)
-        self.loads.observe(time.monotonic() - started)
+        ended = time.monotonic()
+        self.loads.observe(ended - started)
+        self._rest_until = ended + _REST * (ended - started)
         return adapter
 
     def _is_being_read(self, engine_id: int) -> bool:
