@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -28,6 +28,7 @@ from graft_client.errors import (
     UsageError,
 )
 from graft_client.schemas.common import Problem
+from graft_client.schemas.status import Health
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -146,21 +147,25 @@ def raise_for_problem(response: httpx.Response) -> None:
         target = response.headers.get("location", "elsewhere")
         raise ProtocolError(f"{request.url} redirects to {target}; give that server's URL with --url")
     retry_after = parse_retry_after(response.headers.get("retry-after"))
-    try:
-        problem = Problem.model_validate_json(response.content)
-    except ValidationError:
-        problem = Problem(
-            title=response.reason_phrase or "error",
-            status=response.status_code,
-            detail=f"{request.method} {request.url} answered {response.status_code} {response.reason_phrase}",
-            code="http-error",
-        )
-    raise error_of(problem, retry_after=retry_after)
+    raise error_of(_problem_in(response), retry_after=retry_after)
 
 
 def error_of(problem: Problem, *, retry_after: float | None = None) -> ServerError:
     """The error that a problem document stands for."""
     return _BY_STATUS.get(problem.status, ServerError)(problem, retry_after=retry_after)
+
+
+def _problem_in(response: httpx.Response) -> Problem:
+    """The problem document of an unsuccessful answer, or one in place of what was sent instead."""
+    with suppress(ValidationError):
+        return Problem.model_validate_json(response.content)
+    request, status, title = response.request, response.status_code, response.reason_phrase or "error"
+    with suppress(ValidationError):
+        health = Health.model_validate_json(response.content)
+        reason = health.detail or f"its engine is {health.status}"
+        return Problem(title=title, status=status, detail=f"the server is not ready: {reason}", code="not-ready")
+    detail = f"{request.method} {request.url} answered {status} {response.reason_phrase}"
+    return Problem(title=title, status=status, detail=detail, code="http-error")
 
 
 def may_repeat(error: GraftError, call: Call[Any] | StreamCall[Any]) -> bool:

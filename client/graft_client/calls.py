@@ -20,7 +20,7 @@ from graft_client.errors import UsageError
 from graft_client.schemas.adapters import AdapterInfo, VersionInfo
 from graft_client.schemas.common import JsonObject
 from graft_client.schemas.datasets import DatasetCheck, DatasetInfo
-from graft_client.schemas.jobs import JobCreate, JobEvent, JobInfo, JobState
+from graft_client.schemas.jobs import JobCheck, JobCreate, JobEvent, JobInfo, JobPlan, JobState
 from graft_client.schemas.predict import (
     BulkLine,
     BulkRequest,
@@ -118,6 +118,14 @@ def delete_dataset(id: str) -> Call[None]:  # noqa: A002
     return Call("DELETE", f"/api/datasets/{_segment(id)}", _nothing)
 
 
+def check_job(
+    *, task: str, adapter: str, method: str = "lora", options: Mapping[str, Any] | None = None
+) -> Call[JobCheck]:
+    """Refuses what ``create_job`` would, before there is a dataset; nothing is queued."""
+    body = _request(JobPlan, task=task, adapter=adapter, method=method, options=dict(options or {}))
+    return Call("POST", "/api/jobs/check", _document(JobCheck), body=body, repeatable=True)
+
+
 def create_job(
     *,
     task: str,
@@ -187,6 +195,16 @@ def register_adapter(files: Paths, *, name: str, task: str, progress: Progress |
     """Publishes the files of a PEFT adapter as the next version of ``name``."""
     upload = Upload({"name": name, "task": task}, _existing(files), progress)
     return Call("POST", "/api/adapters", _document(VersionInfo), upload=upload)
+
+
+def pin_version(name: str, number: int) -> Call[VersionInfo]:
+    """Loads a version and keeps it in its slot, also after a restart; refused when only one slot is left."""
+    return Call("POST", _pin(name, number), _document(VersionInfo), repeatable=True)
+
+
+def unpin_version(name: str, number: int) -> Call[VersionInfo]:
+    """Lets a version leave its slot again when others need it."""
+    return Call("DELETE", _pin(name, number), _document(VersionInfo), repeatable=True)
 
 
 def delete_adapter(name: str) -> Call[None]:
@@ -312,6 +330,10 @@ def _request(model: type[M], **fields: Any) -> M:
         place = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{place}: {message}" if place else message) from None
+
+
+def _pin(name: str, number: int) -> str:
+    return f"/api/adapters/{_segment(name)}/versions/{number}/pin"
 
 
 def _segment(name: str) -> str:

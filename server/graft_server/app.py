@@ -47,6 +47,7 @@ from graft_server.routing.resolver import Resolver
 from graft_server.services import UPLOADS, Services, base_name
 from graft_server.serving.evaluator import Evaluator
 from graft_server.serving.job_results import JobResults
+from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
 from graft_server.training.runner import JobRunner
 
@@ -79,8 +80,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         quantum=settings.quantum_tokens,
         turn_seconds=settings.max_turn_seconds,
     )
-    # The one place where an engine that reads adapters ahead would be told which are waited for: ``on_enqueue``.
-    turnstile = Turnstile(gate)
+    turnstile = Turnstile(gate, on_enqueue=engine.prefetch)
     resolver = Resolver(registry, host, base_name=lambda: base_name(engine, settings))
     predictor = Predictor(
         resolver=resolver,
@@ -99,6 +99,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         resolver=resolver,
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
+        pins=Pins(registry, engine, turnstile),
         metrics=metrics,
         observers=observers,
     )
@@ -172,13 +173,14 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
 
 
 async def _start(services: Services, stack: AsyncExitStack, progress: StartupProgress, url: str) -> None:
-    """Bring up the engine, then the jobs, while HTTP already answers that it is not ready."""
+    """Bring up the engine, the pinned versions and the jobs, while HTTP already answers what it can."""
     settings = services.settings
     try:
         await services.engine.start()
         base = await asyncio.to_thread(base_model.resolve, settings.base_model, settings.cache_dir)
     except (EngineError, base_model.BaseModelError) as error:
         raise GraftError(str(error)) from error
+    await services.pins.restore()
     runner = _job_runner(services, base)
     await runner.start()
     stack.push_async_callback(runner.stop)

@@ -16,6 +16,7 @@ from graft_server.observers import Observers
 from graft_server.registry import Registry
 from graft_server.routing.resolver import Resolver
 from graft_server.serving.evaluator import Evaluator
+from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
 
 #: Folder of the data folder where uploads lie until they are taken in.
@@ -44,6 +45,7 @@ class Services:
     resolver: Resolver
     predictor: Predictor
     evaluator: Evaluator
+    pins: Pins
     metrics: Metrics
     observers: Observers
     lifecycle: Lifecycle = field(default_factory=Lifecycle)

@@ -258,6 +258,51 @@ async def test_more_adapters_than_slots_take_turns(engine: SupervisedEngine, bas
     assert after.load_seconds > before.load_seconds
 
 
+async def test_a_pinned_adapter_stays_while_others_take_turns(
+    engine: SupervisedEngine, base: BaseModel, tmp_path: Path
+) -> None:
+    sources = [random_adapter(base, "lora", tmp_path / str(i), seed=i, engine_id=200 + i, r=4)[0] for i in range(4)]
+    pinned, *others = sources
+    expected = [await text_of(engine, ask(f"alone{i}", adapter=source)) for i, source in enumerate(sources)]
+    for _ in range(2):
+        await engine.pin(pinned)
+    with pytest.raises(InvalidRequestError, match="1 of 2 slots are pinned, and one has to stay free"):
+        await engine.pin(others[0])
+    before = (await engine.stats()).evictions
+    for source, text in zip(others * 2, expected[1:] * 2, strict=True):
+        assert await text_of(engine, ask("turn", adapter=source)) == text
+        assert pinned.ref in (await engine.stats()).loaded
+    assert (await engine.stats()).evictions - before >= 5
+    assert await text_of(engine, ask("pinned", adapter=pinned)) == expected[0]
+    await engine.unpin(pinned.engine_id)
+    for source in others:
+        await text_of(engine, ask("after", adapter=source))
+    assert pinned.ref not in (await engine.stats()).loaded
+
+
+async def test_a_pin_that_fails_takes_no_slot(engine: SupervisedEngine, adapter: AdapterSource, tmp_path: Path) -> None:
+    with pytest.raises(AdapterLoadError, match="missing"):
+        await engine.pin(AdapterSource("none@1", 60, str(tmp_path), "lora"))
+    await engine.pin(adapter)
+    await engine.unpin(adapter.engine_id)
+
+
+async def test_what_is_fetched_ahead_is_not_read_again(
+    engine: SupervisedEngine, base: BaseModel, tmp_path: Path
+) -> None:
+    source, _ = random_adapter(base, "lora", tmp_path / "ahead", seed=9, engine_id=210, r=4)
+    before = sum((await engine.stats()).load_counts)
+
+    async def read_once() -> bool:
+        return sum((await engine.stats()).load_counts) == before + 1
+
+    engine.prefetch(source)
+    await wait_for(read_once, "it was not fetched ahead", seconds=10)
+    assert source.ref not in (await engine.stats()).loaded
+    await text_of(engine, ask("ahead", adapter=source))
+    assert await read_once()
+
+
 async def test_unloading_frees_the_slot(engine: SupervisedEngine, adapter: AdapterSource) -> None:
     await engine.load(adapter)
     assert adapter.ref in (await engine.stats()).loaded
@@ -312,6 +357,25 @@ async def test_a_killed_engine_is_rebuilt_and_what_streamed_nothing_is_replayed(
     assert engine.state == "ready"
     assert engine.restarts == restarts + 1
     assert adapter.ref in (await engine.stats()).loaded
+
+
+async def test_a_killed_engine_has_its_pins_again(engine: SupervisedEngine, base: BaseModel, tmp_path: Path) -> None:
+    sources = [random_adapter(base, "lora", tmp_path / str(i), seed=i, engine_id=220 + i, r=4)[0] for i in range(3)]
+    pinned, *others = sources
+    await engine.pin(pinned)
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+
+    async def rebuilt() -> bool:
+        return engine.state == "ready" and pinned.ref in (await engine.stats()).loaded
+
+    await wait_for(rebuilt, "the pinned adapter is not there again", seconds=60)
+    for source in others * 2:
+        await text_of(engine, ask("turn", adapter=source))
+        assert pinned.ref in (await engine.stats()).loaded
+    with pytest.raises(InvalidRequestError, match="can't be pinned"):
+        await engine.pin(others[0])
+    await engine.unpin(pinned.engine_id)
 
 
 async def test_a_base_model_that_cannot_be_loaded_says_why(base: BaseModel, tmp_path: Path) -> None:

@@ -160,6 +160,30 @@ def test_a_terminated_server_finishes_what_it_has_begun(tiny_model: Path, tmp_pa
 # Starting
 
 
+def test_pins_outlive_a_server_that_is_killed(tiny_model: Path, tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with running(tiny_model, data_dir, threads=1) as server:
+        for seed, name in enumerate(("kept", "damaged", "let-go")):
+            folder = write_lora(tmp_path / name, seed=seed)
+            server.graft("adapters", "register", folder, "--name", name, "--task", "chat")
+            assert server.graft("adapters", "pin", name).out == f"pinned {name}@1\n"
+        assert server.json("status")["engine"]["loaded_adapters"] == ["kept@1", "damaged@1", "let-go@1"]
+        server.graft("adapters", "unpin", "let-go")
+        digest = server.json("adapters", "show", "damaged@1")["digest"]
+        server.kill()
+    [weights] = (data_dir / "artefacts").glob(f"*/{digest}/*.safetensors")
+    weights.chmod(0o600)
+    weights.write_bytes(b"damaged")
+    with running(tiny_model, data_dir, threads=1) as server:
+        eventually(lambda: server.log.count("Serving ") == 2, what="the second start")
+        kept, damaged = server.json("status")["pinned"]
+        assert kept == {"ref": "kept@1", "loaded": True, "error": None}
+        assert (damaged["ref"], damaged["loaded"]) == ("damaged@1", False)
+        assert f"the pinned version damaged@1 could not be loaded: {damaged['error']}" in server.log
+        pinned = {each["name"]: each["versions"][0]["pinned"] for each in server.json("adapters", "list")}
+        assert pinned == {"kept": True, "damaged": True, "let-go": False}
+
+
 def fails(server: ServerProcess) -> str:
     """The one sentence with which a server ended instead of starting."""
     assert server.process.wait(timeout=60) == 1

@@ -79,6 +79,7 @@ def test_the_job_is_listed_and_shown(server: ServerProcess) -> None:
     assert shown == listed
     assert shown["options"]["max_steps"] == STEPS
     assert shown["train_tokens"] > 0
+    assert (shown["progress"]["step"], shown["progress"]["total_steps"]) == (STEPS, STEPS)
     plain = server.graft("jobs", "show", listed["id"]).out
     assert "succeeded" in plain
     assert "de-strings@1" in plain

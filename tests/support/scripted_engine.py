@@ -15,6 +15,7 @@ from graft_server.engine.base import (
     EngineStats,
     EngineUnavailableError,
     GenerateRequest,
+    InvalidRequestError,
     ModelInfo,
     PromptInput,
     PromptTooLongError,
@@ -71,6 +72,8 @@ class ScriptedEngine:
         self.preemptions = 0
         self.aborted: list[str] = []
         self.unloaded: list[int] = []
+        self.pinned: dict[int, AdapterSource] = {}
+        self.prefetched: list[AdapterSource] = []
         self.validated: list[AdapterSource] = []
         self._go = asyncio.Event()
         self._go.set()
@@ -115,7 +118,21 @@ class ScriptedEngine:
     async def load(self, source: AdapterSource) -> None:
         pass
 
+    def prefetch(self, source: AdapterSource) -> None:
+        self.prefetched.append(source)
+
+    async def pin(self, source: AdapterSource) -> None:
+        if self.unloadable:
+            raise AdapterLoadError(self.unloadable)
+        if source.engine_id not in self.pinned and len(self.pinned) >= self.capabilities.slots - 1:
+            raise InvalidRequestError(f"{source.ref} can't be pinned: only one slot is left")
+        self.pinned[source.engine_id] = source
+
+    async def unpin(self, engine_id: int) -> None:
+        self.pinned.pop(engine_id, None)
+
     async def unload(self, engine_id: int) -> None:
+        self.pinned.pop(engine_id, None)
         self.unloaded.append(engine_id)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
@@ -162,7 +179,7 @@ class ScriptedEngine:
     async def stats(self) -> EngineStats:
         return EngineStats(
             running=len(self.running),
-            loaded=self.loaded,
+            loaded=(*self.loaded, *(source.ref for source in self.pinned.values())),
             slots=self.capabilities.slots,
             preemptions=self.preemptions,
         )

@@ -24,17 +24,18 @@ if TYPE_CHECKING:
         "graft adapters list",
         "graft adapters register ./some-peft-folder --name x --task translation",
         "graft adapters export de-strings@3 -o ./de-strings",
+        "graft adapters pin de-strings",
     ],
 )
 def adapters() -> None:
-    """List, register, export and delete adapters."""
+    """List, register, export, pin and delete adapters."""
 
 
 @adapters.command("list", examples=["graft adapters list --task translation"])
 @click.option("--task", shell_complete=complete_task, help="Only those of this task.")
 @with_session
 def list_adapters(session: Session, task: str | None) -> None:
-    """List the adapters with their latest versions."""
+    """List the adapters with their latest versions and those that are pinned."""
     with session.client() as client:
         found = client.adapters(task=task)
     if session.as_json:
@@ -51,10 +52,12 @@ def list_adapters(session: Session, task: str | None) -> None:
                 latest.method if latest else None,
                 _score(latest),
                 len(adapter.versions),
+                [f"@{version.version}" for version in adapter.versions if version.pinned],
                 latest.created_at if latest else adapter.created_at,
             )
         )
-    render.table(["name", "task", "latest", "method", "score", "versions", "published"], rows, right=("versions",))
+    columns = ["name", "task", "latest", "method", "score", "versions", "pinned", "published"]
+    render.table(columns, rows, right=("versions",))
 
 
 @adapters.command("show", examples=["graft adapters show de-strings", "graft adapters show de-strings@2"])
@@ -78,9 +81,9 @@ def show(session: Session, adapter: str) -> None:
     render.fields([("name", found.name), ("task", found.task), ("created", found.created_at)])
     click.echo()
     render.table(
-        ["version", "method", "rows", "score", "size", "job", "published"],
+        ["version", "pinned", "method", "rows", "score", "size", "job", "published"],
         [
-            (v.ref, v.method, v.train_rows, _score(v), render.size(v.size_bytes), v.job, v.created_at)
+            (v.ref, v.pinned or None, v.method, v.train_rows, _score(v), render.size(v.size_bytes), v.job, v.created_at)
             for v in found.versions
         ],
         right=("rows", "size"),
@@ -114,6 +117,38 @@ def register(session: Session, folder: Path, name: str, task: str) -> None:
         session.emit(version)
     else:
         click.echo(f"registered {version.ref} ({version.method}, {render.size(version.size_bytes)})")
+
+
+@adapters.command("pin", examples=["graft adapters pin de-strings", "graft adapters pin de-strings@2"])
+@click.argument("adapter", shell_complete=complete_adapter)
+@with_session
+def pin(session: Session, adapter: str) -> None:
+    """Load a version and keep it in its slot, also after a restart of the server: its first answer never waits.
+
+    Without `@N` it is the latest version of now; later ones are not pinned by that. One slot always stays free.
+    """
+    name, number = split_ref(adapter)
+    with session.client() as client:
+        version = client.pin_version(name, number if number is not None else client.adapter(name).latest)
+    if session.as_json:
+        session.emit(version)
+    else:
+        click.echo(f"pinned {version.ref}")
+
+
+@adapters.command("unpin", examples=["graft adapters unpin de-strings", "graft adapters unpin de-strings@2"])
+@click.argument("adapter", shell_complete=complete_adapter)
+@with_session
+def unpin(session: Session, adapter: str) -> None:
+    """Let the pinned versions of an adapter, or, with `name@N`, that one, leave their slots when others need them."""
+    name, number = split_ref(adapter)
+    with session.client() as client:
+        numbers = [v.version for v in client.adapter(name).versions if v.pinned] if number is None else [number]
+        versions = [client.unpin_version(name, each) for each in numbers]
+    if session.as_json:
+        session.emit(versions)
+    else:
+        click.echo(f"unpinned {', '.join(v.ref for v in versions)}" if versions else f"no version of {name} is pinned")
 
 
 @adapters.command("delete", examples=["graft adapters delete de-strings@1", "graft adapters delete de-strings --yes"])
@@ -180,6 +215,7 @@ def _show_version(version: VersionInfo) -> None:
     render.fields(
         [
             ("version", version.ref),
+            ("pinned", version.pinned),
             ("task", version.task),
             ("method", version.method),
             ("options", [f"{name}={value}" for name, value in sorted(version.options.items())]),

@@ -127,7 +127,11 @@ def _figures(status: ServerStatus, speeds: Sequence[float | None], width: int) -
         "preemptions": engine.preemptions,
         "evictions": engine.evictions,
     }
-    grid.add_row("slots", f"{len(engine.loaded_adapters)} of {engine.slots} in use")
+    pinned = f", {len(status.pinned)} pinned" if status.pinned else ""
+    grid.add_row("slots", f"{len(engine.loaded_adapters)} of {engine.slots} in use{pinned}")
+    for version in status.pinned:
+        if version.error is not None:
+            grid.add_row("", Text(render.printable(f"not loaded: {version.error}"), style="yellow"))
     if any(happened.values()):
         grid.add_row("so far", ", ".join(f"{count:,} {what}" for what, count in happened.items() if count))
     jobs = [f"{count} {state}" for state, count in status.jobs.items() if count]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from graft_client.cli import render
 from graft_client.cli.lazy import Command
 from graft_client.cli.session import Session, with_session
+
+if TYPE_CHECKING:
+    from graft_client.schemas.status import PinnedVersion
 
 
 @click.command(
@@ -64,6 +69,7 @@ def status(session: Session, watched: bool, interval: float) -> None:
                 ),
                 ("slots", f"{len(engine.loaded_adapters)} of {engine.slots} in use"),
                 ("loaded", engine.loaded_adapters or None),
+                ("pinned", [_pin(version) for version in found.pinned] or None),
                 ("adapters", f"{found.adapters} ({found.versions} versions)"),
                 ("tasks", found.tasks),
                 ("jobs", jobs or "none"),
@@ -71,3 +77,9 @@ def status(session: Session, watched: bool, interval: float) -> None:
         )
     if not found.ready:
         raise click.exceptions.Exit(6)
+
+
+def _pin(version: PinnedVersion) -> str:
+    if version.loaded:
+        return version.ref
+    return f"{version.ref} (not loaded: {version.error})" if version.error else f"{version.ref} (not loaded)"

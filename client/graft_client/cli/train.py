@@ -74,7 +74,8 @@ def train(
     if seed is not None:
         options["seed"] = seed
     with session.client() as client:
-        client.task(task)  # a name that doesn't exist is told before a long upload
+        # What is refused is refused before a long upload.
+        client.check_job(task=task, adapter=name, method=method, options=options)
         with byte_bar("uploading", total_bytes(data)) as tell:
             dataset = client.upload_dataset(data, task=task, format=format, skip_bad=skip_bad, progress=tell)
         left_out = f", left out as bad: {dataset.bad_rows}" if dataset.bad_rows else ""

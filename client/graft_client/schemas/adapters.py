@@ -29,6 +29,7 @@ class VersionInfo(Schema):
     digest: str = Field(description="sha256 over the version's files.")
     size_bytes: int
     created_at: datetime
+    pinned: bool = Field(False, description="It keeps its slot in device memory.")
     base_model: str
     base_fingerprint: str
     plugin: str | None = None

@@ -24,14 +24,25 @@ class JobState(StrEnum):
         return self in (JobState.succeeded, JobState.failed, JobState.cancelled)
 
 
-class JobCreate(RequestSchema):
-    """A training job to run."""
+class JobPlan(RequestSchema):
+    """What a training job is to make, and how."""
 
     task: str
-    dataset: str = Field(description="A dataset's id.")
     adapter: str = Field(description="The adapter's name; the job publishes its next version.")
     method: str = "lora"
     options: dict[str, Any] = Field({}, description="Training and method options, as for `--set`.")
+
+
+class JobCreate(JobPlan):
+    """A training job to run."""
+
+    dataset: str = Field(description="A dataset's id.")
+
+
+class JobCheck(Schema):
+    """A plan that would be taken."""
+
+    options: dict[str, Any] = Field(description="Every option in force, defaults included.")
 
 
 class JobProgress(Schema):

@@ -37,6 +37,14 @@ class BaseModelStatus(Schema):
     path: str | None = Field(None, description="Its folder, on the server's machine.")
 
 
+class PinnedVersion(Schema):
+    """A version that is to keep its slot."""
+
+    ref: str = Field(description="`name@N`.")
+    loaded: bool = Field(description="It is in its slot.")
+    error: str | None = Field(None, description="Why it could not be loaded when the server started.")
+
+
 class AdapterTraffic(Schema):
     """What one adapter version, or the base model, has to do."""
 
@@ -56,6 +64,7 @@ class ServerStatus(Schema):
     adapters: int
     versions: int
     tasks: list[str]
+    pinned: list[PinnedVersion] = []
     queued_requests: int = Field(description="Requests waiting to enter the engine.")
     admitted_requests: int = Field(0, description="Requests that have entered the engine.")
     queue_age_seconds: float = Field(0.0, description="How long the oldest waiting request has waited.")

@@ -172,6 +172,16 @@ class Gate:
             self._shares.left(ticket.adapter, now)
         self._line_up(ticket.adapter, now)
 
+    def pin(self, adapter: int, now: float) -> None:
+        """Keep one of the slots for an adapter. Those that hold more than are left give them up when their turns are
+        over."""
+        self._turns.pin(adapter)
+        self._line_up(adapter, now)
+
+    def unpin(self, adapter: int) -> None:
+        """Share an adapter's slot again; one that is not pinned is left as it is."""
+        self._turns.unpin(adapter)
+
     def retry_after(self, queue: Queue | None = None) -> float:
         """Seconds until all that waits has been served, or what waits in one queue; between 1 and 60."""
         tokens = self._queued_tokens if queue is None else queue.tokens * len(self._queues)
@@ -197,6 +207,7 @@ class Gate:
                 self._turns.want(adapter, background=queues[0].background, now=now)
             else:
                 self._turns.give_up(adapter)
+        if adapter is not None and adapter not in self._turns:
             return
         if adapter is not None and self._turns.idle(adapter) and not queues:
             self._turns.give_up(adapter)

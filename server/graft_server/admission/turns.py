@@ -8,6 +8,9 @@ the adapter that has waited longest. As many turns end as adapters wait, and no 
 So an adapter waits for its slot at most (adapters before it) x (a turn + the longest answer), whatever comes in
 meanwhile. An adapter that is wanted in the background only queues as if it had come ``patience`` seconds later, ends
 nobody's turn before then, and gives way at once to one that people wait for.
+
+A pinned adapter has its slot whether it is asked for or not: it waits for none, its turn never ends, and the others
+share what is left.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ class Turns:
         self._seconds = seconds
         self._patience = patience
         self._held: dict[int, _Turn] = {}
+        self._pinned: set[int] = set()
         #: Turns that are over, in the order in which that was seen: the first ones are those that give way.
         self._over: dict[int, None] = {}
         #: Adapters that wait and from when on they count, by class. Each is in the order of these times.
@@ -53,9 +57,22 @@ class Turns:
         """It holds a slot and has nothing in flight."""
         return self._held[adapter].running == 0
 
+    def pin(self, adapter: int) -> None:
+        """Keep a slot for an adapter from now on."""
+        self._pinned.add(adapter)
+        self._over.pop(adapter, None)
+
+    def unpin(self, adapter: int) -> None:
+        """Have an adapter share slots with the others again; one that is not pinned is left as it is."""
+        self._pinned.discard(adapter)
+
     def want(self, adapter: int, *, background: bool, now: float) -> None:
-        """Wait for a slot. One that waits already keeps its place unless its class has changed."""
-        if adapter not in self._waiting[background]:
+        """Wait for a slot, or hold the one that is kept for it. One that waits already keeps its place unless its class
+        has changed."""
+        if adapter in self._pinned:
+            self.give_up(adapter)
+            self._held[adapter] = _Turn(now, background)
+        elif adapter not in self._waiting[background]:
             self._waiting[not background].pop(adapter, None)
             self._waiting[background][adapter] = now + (self._patience if background else 0.0)
 
@@ -69,7 +86,7 @@ class Turns:
     def grant(self, now: float) -> list[int]:
         """Give free slots to those that wait; returns the adapters that hold one from now on."""
         granted = []
-        while len(self._held) < self.slots:
+        while self._free > 0:
             heads = [(due, background) for background, waiting in self._waiting.items() for due in _first(waiting)]
             if not heads:
                 break
@@ -82,14 +99,22 @@ class Turns:
     def retiring(self, now: float) -> set[int]:
         """The adapters that let nobody in any more, so that their slots fall free."""
         late = takewhile(lambda due: due <= now, self._waiting[True].values())
-        wanted = len(self._waiting[False]) + sum(1 for _ in islice(late, self.slots))
+        # Where pins came to adapters that hold all slots, some are missing, though nobody waits for them.
+        missing = max(0, -self._free)
+        wanted = len(self._waiting[False]) + sum(1 for _ in islice(late, self.slots)) + missing
         if not wanted:
             self._over.clear()
             return set()
         for adapter, turn in self._held.items():
-            if adapter not in self._over and self._ends(turn, now):
+            if adapter not in self._over and adapter not in self._pinned and self._ends(turn, now):
                 self._over[adapter] = None
         return set(islice(self._over, wanted))
+
+    @property
+    def _free(self) -> int:
+        """Slots that nobody holds or is pinned to; negative where more are held than the pins have left."""
+        idle_pins = sum(1 for adapter in self._pinned if adapter not in self._held)
+        return self.slots - len(self._held) - idle_pins
 
     def _ends(self, turn: _Turn, now: float) -> bool:
         if not turn.tokens:

@@ -34,6 +34,16 @@ class Turnstile:
         self._on_enqueue = on_enqueue
         self._turns: dict[Ticket, asyncio.Event] = {}
 
+    def pin(self, engine_id: int) -> None:
+        """Keep one of the slots for an adapter, whether it is asked for or not."""
+        self.gate.pin(engine_id, time.monotonic())
+        self._advance()
+
+    def unpin(self, engine_id: int) -> None:
+        """Share an adapter's slot with the others again."""
+        self.gate.unpin(engine_id)
+        self._advance()
+
     @asynccontextmanager
     async def enter(
         self,

@@ -1,4 +1,4 @@
-"""Adapters and their versions: listing, registering folders that were trained elsewhere, exporting, deleting."""
+"""Adapters and their versions: listing, registering what was trained elsewhere, exporting, pinning, deleting."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ async def delete_adapter(name: str, services: ServicesDep) -> Response:
     versions = (await asyncio.to_thread(services.registry.adapter, name)).versions
     await asyncio.to_thread(_refuse_while_training, services, name)
     await asyncio.to_thread(services.registry.delete_adapter, name)
-    await _unload(services, versions)
+    for version in versions:
+        await services.pins.forget(version)
     return Response(status_code=204)
 
 
@@ -86,8 +87,21 @@ async def delete_version(name: str, number: int, services: ServicesDep) -> Respo
     version = await asyncio.to_thread(services.registry.version, name, number)
     await asyncio.to_thread(_refuse_while_training, services, name)
     await asyncio.to_thread(services.registry.delete_version, name, number)
-    await _unload(services, (version,))
+    await services.pins.forget(version)
     return Response(status_code=204)
+
+
+@router.post("/{name}/versions/{number}/pin")
+async def pin_version(name: str, number: int, services: ServicesDep) -> VersionInfo:
+    """Load a version and keep it in its slot, also after a restart. All slots but one can be pinned."""
+    require_engine(services)
+    return version_info(await services.pins.pin(name, number))
+
+
+@router.delete("/{name}/versions/{number}/pin")
+async def unpin_version(name: str, number: int, services: ServicesDep) -> VersionInfo:
+    """Let a version leave its slot again when others need it."""
+    return version_info(await services.pins.unpin(name, number))
 
 
 @router.get("/{ref}/archive", response_class=FileResponse)
@@ -165,13 +179,6 @@ def _refuse_while_training(services: Services, name: str) -> None:
             if job.adapter == name:
                 detail = f"job {job.id} is still training {name!r}; cancel it or wait for it"
                 raise ProblemError("conflict", detail)
-
-
-async def _unload(services: Services, versions: tuple[VersionRecord, ...]) -> None:
-    # An engine that is not up holds no adapter.
-    if services.engine.state == "ready":
-        for version in versions:
-            await services.engine.unload(version.engine_id)
 
 
 def _pack(version: VersionRecord, staging: Path) -> Path:

@@ -10,7 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from graft_client.schemas.status import AdapterTraffic, BaseModelStatus, EngineStatus, Health, ServerStatus
+from graft_client.schemas.status import (
+    AdapterTraffic,
+    BaseModelStatus,
+    EngineStatus,
+    Health,
+    PinnedVersion,
+    ServerStatus,
+)
 from graft_server.api.deps import ServicesDep
 from graft_server.services import Services
 from graft_server.serving.traffic import Load
@@ -53,6 +60,7 @@ async def status(services: ServicesDep) -> ServerStatus:
     """Engine, queues and what is registered."""
     engine, base = await _engine(services)
     counts = await asyncio.to_thread(services.registry.counts)
+    pinned = await asyncio.to_thread(services.registry.pinned_versions)
     now = time.monotonic()
     traffic = services.predictor.traffic
     return ServerStatus(
@@ -64,6 +72,14 @@ async def status(services: ServicesDep) -> ServerStatus:
         adapters=counts.adapters,
         versions=counts.versions,
         tasks=sorted(services.host.tasks),
+        pinned=[
+            PinnedVersion(
+                ref=version.ref,
+                loaded=version.ref in engine.loaded_adapters,
+                error=services.pins.failures.get(version.ref),
+            )
+            for version in pinned
+        ],
         queued_requests=services.predictor.queued,
         admitted_requests=services.predictor.admitted,
         queue_age_seconds=traffic.queue_age(now),

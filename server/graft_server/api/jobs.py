@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 
-from graft_client.schemas.jobs import JobCreate, JobInfo, JobState
+from graft_client.schemas.jobs import JobCheck, JobCreate, JobInfo, JobPlan, JobState
 from graft_server.api.adapters import check_adapter_name
 from graft_server.api.deps import ServicesDep, require_engine
 from graft_server.api.streaming import EVENTS, StreamResponse, event
@@ -33,6 +33,13 @@ async def create_job(body: JobCreate, services: ServicesDep) -> JobInfo:
     record = await asyncio.to_thread(_create, services, body)
     _wake(services)
     return job_info(record)
+
+
+@router.post("/check")
+async def check_job(body: JobPlan, services: ServicesDep) -> JobCheck:
+    """Refuse what a job would be refused for, before there is a dataset; nothing is queued."""
+    require_engine(services)
+    return JobCheck(options=await asyncio.to_thread(_check, services, body))
 
 
 @router.get("")
@@ -107,11 +114,20 @@ def _wake(services: Services) -> None:
 
 
 def _create(services: Services, body: JobCreate) -> JobRecord:
-    registry, host = services.registry, services.host
-    task = host.task(body.task)
+    registry = services.registry
+    options = _check(services, body)
     dataset = registry.dataset(body.dataset)
-    if dataset.task != task.name:
-        raise ProblemError("conflict", f"dataset {dataset.id!r} is of task {dataset.task!r}, not {task.name!r}")
+    if dataset.task != body.task:
+        raise ProblemError("conflict", f"dataset {dataset.id!r} is of task {dataset.task!r}, not {body.task!r}")
+    return registry.create_job(
+        task=body.task, adapter=body.adapter, dataset=dataset.id, method=body.method, options=options
+    )
+
+
+def _check(services: Services, body: JobPlan) -> dict[str, Any]:
+    """The options in force of a job that would be taken."""
+    host = services.host
+    task = host.task(body.task)
     check_adapter_name(services, body.adapter, task.name)
     method = host.method(body.method)
     capabilities = services.engine.capabilities
@@ -128,6 +144,4 @@ def _create(services: Services, body: JobCreate) -> JobRecord:
             "unservable",
             f"options.r: rank {rank} is more than this server serves ({capabilities.max_rank}, `max_rank`)",
         )
-    return registry.create_job(
-        task=task.name, adapter=body.adapter, dataset=dataset.id, method=method.name, options=options
-    )
+    return options

@@ -19,6 +19,7 @@ def version_info(record: VersionRecord) -> VersionInfo:
         digest=record.digest,
         size_bytes=record.size_bytes,
         created_at=record.created_at,
+        pinned=record.pinned,
         base_model=lineage.base_model,
         base_fingerprint=lineage.base_fingerprint,
         plugin=lineage.plugin,

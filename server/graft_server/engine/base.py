@@ -268,8 +268,8 @@ class Engine(Protocol):
     async def load(self, source: AdapterSource) -> None:
         """Bring a version into a device slot ahead of its first request (requests do this by themselves)."""
 
-    async def prefetch(self, source: AdapterSource) -> None:
-        """Read a version into host memory: a request for it is on its way. Never fails; the request itself will."""
+    def prefetch(self, source: AdapterSource) -> None:
+        """Begin to read a version into host memory: a request for it is on its way. Never fails; the request will."""
 
     async def pin(self, source: AdapterSource) -> None:
         """Load a version and keep it in its slot.

@@ -324,7 +324,7 @@ class SupervisedEngine:
         self._note(source)
         await self._ask(lambda call_id: messages.Load(call_id, source))
 
-    async def prefetch(self, source: AdapterSource) -> None:
+    def prefetch(self, source: AdapterSource) -> None:
         if self._state == "ready":
             self._write(messages.Prefetch(source))
 

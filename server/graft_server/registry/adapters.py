@@ -123,6 +123,12 @@ def latest_for_task(session: Session, task: str) -> Version | None:
     return session.scalar(query)
 
 
+def list_pinned(session: Session) -> list[Version]:
+    """In the order in which they were published."""
+    query = select(Version).where(Version.pinned).order_by(Version.engine_id).options(joinedload(Version.artefact))
+    return list(session.scalars(query))
+
+
 def remove_version(session: Session, version: Version) -> list[str]:
     """Delete a version, and its adapter with the last one. Returns digests that nothing refers to any more."""
     adapter = version.owner
@@ -163,6 +169,7 @@ def version_record(version: Version, store: ArtefactStore) -> VersionRecord:
         size_bytes=version.artefact.size_bytes,
         created_at=version.created_at,
         lineage=Lineage(**columns),
+        pinned=version.pinned,
     )
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -75,7 +76,8 @@ class Adapter(Table):
 
 
 class Version(Table):
-    """An immutable adapter version. ``dataset`` and ``job`` are lineage: they outlive what they name.
+    """An immutable adapter version; only whether it is pinned changes. ``dataset`` and ``job`` are lineage: they
+    outlive what they name.
 
     ``engine_id`` grows with each publication, so it also tells which version is the newer one.
     """
@@ -107,6 +109,7 @@ class Version(Table):
     train_seconds: Mapped[float | None]
     train_tokens: Mapped[int | None] = mapped_column(BigInteger)
     evaluation: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    pinned: Mapped[bool] = mapped_column(default=False, server_default=false())
 
     owner: Mapped[Adapter] = relationship(back_populates="versions")
     artefact: Mapped[Artefact] = relationship()

@@ -34,7 +34,8 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """An immutable adapter version. ``path`` is the folder of its files; ``engine_id`` is never reused."""
+    """An immutable adapter version. ``path`` is the folder of its files; ``engine_id`` is never reused.
+    ``pinned``, which can change, tells whether it keeps its slot in device memory."""
 
     adapter: str
     version: int
@@ -44,6 +45,7 @@ class VersionRecord:
     size_bytes: int
     created_at: datetime
     lineage: Lineage
+    pinned: bool = False
 
     @property
     def ref(self) -> str:

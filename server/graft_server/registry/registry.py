@@ -168,6 +168,33 @@ class Registry:
             version = adapters.latest_for_task(session, task)
             return None if version is None else adapters.version_record(version, self._store)
 
+    def pin(self, name: str, number: int) -> VersionRecord:
+        """Note that a version is to keep its slot in device memory.
+
+        Raises:
+            UnknownError: there is none.
+        """
+        return self._set_pinned(name, number, pinned=True)
+
+    def unpin(self, name: str, number: int) -> VersionRecord:
+        """Note that a version may leave its slot again; one that is not pinned is left as it is.
+
+        Raises:
+            UnknownError: there is none.
+        """
+        return self._set_pinned(name, number, pinned=False)
+
+    def _set_pinned(self, name: str, number: int, *, pinned: bool) -> VersionRecord:
+        with self._database.write() as session:
+            version = adapters.find_version(session, name, number)
+            version.pinned = pinned
+            return adapters.version_record(version, self._store)
+
+    def pinned_versions(self) -> list[VersionRecord]:
+        """The versions that are pinned, those published first before the others."""
+        with self._database.read() as session:
+            return [adapters.version_record(version, self._store) for version in adapters.list_pinned(session)]
+
     def verify(self, version: VersionRecord) -> None:
         """Read a version's files again and compare them with what was published.
 

@@ -10,9 +10,12 @@ from graft_server.registry.records import VersionRecord
 
 
 def adapter_source(version: VersionRecord | None) -> engine.AdapterSource | None:
-    """A registered version as the engine wants it; ``None`` stays the base model."""
-    if version is None:
-        return None
+    """What a route leads to as the engine wants it; ``None`` stays the base model."""
+    return None if version is None else version_source(version)
+
+
+def version_source(version: VersionRecord) -> engine.AdapterSource:
+    """A registered version as the engine wants it."""
     return engine.AdapterSource(
         ref=version.ref,
         engine_id=version.engine_id,

@@ -320,6 +320,8 @@ class Predictor:
                             progress.finish_reason = delta.finish_reason
                             progress.queued += delta.queued_seconds
                             break
+                    else:
+                        return  # cut off: what came is no answer
                 progress.tokens = tuple(tokens)
                 progress.output = Generation(
                     text="".join(texts),

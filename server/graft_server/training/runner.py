@@ -241,6 +241,8 @@ class JobRunner:
         finally:
             run.evaluation = None
             await run.flush()
+            # The evaluation counted its answers; what stays is how far the training came.
+            await asyncio.to_thread(self._registry.update_job, job.id, progress=_trained(run.progress, summary))
         return evaluation
 
     async def _publish(self, job: JobRecord, summary: TrainingSummary, evaluation: EvaluationSummary) -> VersionRecord:
@@ -274,6 +276,22 @@ class JobRunner:
             )
         except RegistryError as error:
             raise JobFailed(f"the version can't be published: {error}; resume the job to try it again") from error
+
+
+def _trained(progress: JobProgress, summary: TrainingSummary) -> JobProgress:
+    """Where a job stands whose training is over."""
+    return progress.model_copy(
+        update={
+            "phase": "training",
+            "step": summary.steps,
+            "total_steps": summary.total_steps,
+            "loss": summary.loss,
+            "eval_loss": summary.eval_loss,
+            "tokens": summary.train_tokens,
+            "tokens_per_second": summary.tokens_per_second,
+            "eta_seconds": None,
+        }
+    )
 
 
 class _Run:

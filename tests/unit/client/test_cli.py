@@ -19,6 +19,7 @@ import pytest
 
 from graft_client.schemas.jobs import JobState
 from graft_client.schemas.predict import EvaluationEvent
+from graft_client.schemas.status import PinnedVersion
 from unit.client import samples
 from unit.client.conftest import Graft
 from unit.client.little_server import Answer, Asked, LittleServer, document, ndjson, problem, sse
@@ -203,6 +204,7 @@ def test_status_of_a_server_that_is_not_ready_is_6(server: LittleServer, graft: 
 
 def script_training(server: LittleServer, end: JobState, **job: Any) -> None:
     script_catalogue(server)
+    server.on("POST", "/api/jobs/check", document({"options": {"r": 16}}))
     server.on("POST", "/api/datasets", document(samples.DATASET, 201))
     server.on("POST", "/api/jobs", document(samples.job(JobState.queued), 201))
     server.on(
@@ -264,11 +266,22 @@ def test_train_detached_prints_the_id_alone(server: LittleServer, graft: Graft, 
     assert "GET /api/jobs/job-1/events" not in server.paths()
 
 
-def test_an_unknown_task_is_told_before_the_upload(server: LittleServer, graft: Graft, tmp_path: Path) -> None:
-    server.on("GET", "/api/tasks/transl", problem(404, "no task", nearest="translation"))
+@pytest.mark.parametrize(
+    ("refusal", "code", "told"),
+    [
+        (problem(404, "no task.", nearest="translation"), 4, "Error: no task. Did you mean `translation`?\n"),
+        (problem(422, "no option.", nearest="epochs"), 5, "Error: no option. Did you mean `epochs`?\n"),
+    ],
+)
+def test_what_is_refused_is_told_before_the_upload(
+    server: LittleServer, graft: Graft, tmp_path: Path, refusal: Answer, code: int, told: str
+) -> None:
+    server.on("POST", "/api/jobs/check", refusal)
     (tmp_path / "a.jsonl").write_text("{}")
-    assert graft("train", "transl", "--data", str(tmp_path), "--name", "x").exit_code == 4
-    assert server.paths() == ["GET /api/tasks/transl"]
+    result = graft("train", "transl", "--data", str(tmp_path), "--name", "x", "--set", "epoch=2", "--method", "dora")
+    assert (result.exit_code, result.stderr) == (code, told)
+    assert server.paths() == ["POST /api/jobs/check"]
+    assert server.asked[0].json() == {"task": "transl", "adapter": "x", "method": "dora", "options": {"epoch": 2}}
 
 
 @pytest.mark.parametrize(
@@ -351,6 +364,65 @@ def test_deleting_needs_a_yes(server: LittleServer, graft: Graft) -> None:
     assert server.paths()[-1] == "DELETE /api/adapters/de-strings"
     assert graft("datasets", "delete", "ds-1", "--yes").exit_code == 0
     assert server.paths()[-1] == "DELETE /api/datasets/ds-1"
+
+
+def script_pins(server: LittleServer, *pinned: int) -> None:
+    """An adapter with two versions, of which some are pinned."""
+    versions = [samples.version(number, pinned=number in pinned) for number in (2, 3)]
+    adapter = samples.ADAPTER.model_copy(update={"versions": versions})
+    server.on("GET", "/api/adapters", document([adapter]))
+    server.on("GET", "/api/adapters/de-strings", document(adapter))
+    for number in (2, 3):
+        path = f"/api/adapters/de-strings/versions/{number}"
+        server.on("GET", path, document(versions[number - 2]))
+        server.on("POST", f"{path}/pin", document(samples.version(number, pinned=True)))
+        server.on("DELETE", f"{path}/pin", document(samples.version(number)))
+
+
+def test_pin_takes_the_latest_version_or_the_one_that_is_named(server: LittleServer, graft: Graft) -> None:
+    script_pins(server)
+    assert graft("adapters", "pin", "de-strings").stdout == "pinned de-strings@3\n"
+    assert server.paths()[-1] == "POST /api/adapters/de-strings/versions/3/pin"
+    assert graft("adapters", "pin", "de-strings@2").stdout == "pinned de-strings@2\n"
+    assert server.paths()[-1] == "POST /api/adapters/de-strings/versions/2/pin"
+    assert json.loads(graft("adapters", "pin", "de-strings", "--json").stdout)["pinned"] is True
+    server.on("POST", "/api/adapters/de-strings/versions/3/pin", problem(409, "1 of 2 slots are pinned"))
+    refused = graft("adapters", "pin", "de-strings")
+    assert (refused.exit_code, refused.stderr) == (5, "Error: 1 of 2 slots are pinned\n")
+
+
+def test_unpin_takes_every_pin_off_or_the_one_that_is_named(server: LittleServer, graft: Graft) -> None:
+    script_pins(server, 2, 3)
+    assert graft("adapters", "unpin", "de-strings").stdout == "unpinned de-strings@2, de-strings@3\n"
+    assert graft("adapters", "unpin", "de-strings@2").stdout == "unpinned de-strings@2\n"
+    assert server.paths()[-1] == "DELETE /api/adapters/de-strings/versions/2/pin"
+    printed = json.loads(graft("adapters", "unpin", "de-strings@3", "--json").stdout)
+    assert [version["ref"] for version in printed] == ["de-strings@3"]
+    script_pins(server)
+    asked = len(server.asked)
+    assert graft("adapters", "unpin", "de-strings").stdout == "no version of de-strings is pinned\n"
+    assert len(server.asked) == asked + 1
+
+
+def test_pinned_versions_are_marked(server: LittleServer, graft: Graft) -> None:
+    script_pins(server, 2)
+    listed = [line.split() for line in graft("adapters", "list").stdout.splitlines()]
+    assert listed[1][listed[0].index("pinned") + 1] == "@2", "the score is two words"
+    shown = graft("adapters", "show", "de-strings").stdout.splitlines()
+    assert [line.split()[:2] for line in shown if "@" in line][:2] == [["de-strings@2", "yes"], ["de-strings@3", "-"]]
+    assert re.search(r"^pinned +yes$", graft("adapters", "show", "de-strings@2").stdout, re.MULTILINE)
+    assert re.search(r"^pinned +no$", graft("adapters", "show", "de-strings@3").stdout, re.MULTILINE)
+
+
+def test_status_tells_of_pins_that_are_not_loaded(server: LittleServer, graft: Graft) -> None:
+    pins = [
+        PinnedVersion(ref="a@1", loaded=True),
+        PinnedVersion(ref="b@2", loaded=False, error="b@2: adapter_config.json is missing"),
+        PinnedVersion(ref="c@3", loaded=False),
+    ]
+    server.on("GET", "/api/status", document(samples.STATUS.model_copy(update={"pinned": pins})))
+    told = "a@1, b@2 (not loaded: b@2: adapter_config.json is missing), c@3 (not loaded)"
+    assert re.search(rf"^pinned +{re.escape(told)}$", graft("status").stdout, re.MULTILINE)
 
 
 def peft_folder(folder: Path, *names: str) -> Path:

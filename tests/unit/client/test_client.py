@@ -159,6 +159,37 @@ def test_it_gives_up_with_the_servers_reason(server: LittleServer, ask: Ask) -> 
     assert len(server.asked) == 4
 
 
+@pytest.mark.parametrize(
+    ("health", "told"),
+    [
+        ({"status": "starting", "detail": None}, "the server is not ready: its engine is starting"),
+        ({"status": "failed", "detail": "no memory left"}, "the server is not ready: no memory left"),
+    ],
+)
+def test_a_server_that_is_not_ready_says_why(
+    server: LittleServer, ask: Ask, health: dict[str, str | None], told: str
+) -> None:
+    refusal = document(health, 503)
+    refusal.headers["Retry-After"] = "0"
+    server.on("GET", "/health/ready", refusal)
+    with pytest.raises(BusyError, match=f"^{told}$") as caught:
+        ask(server.url, "ready")
+    assert (caught.value.status, caught.value.code, caught.value.retry_after) == (503, "not-ready", 0)
+
+
+def test_pins_are_set_and_taken_off_also_when_the_server_is_busy_at_first(server: LittleServer, ask: Ask) -> None:
+    path = "/api/adapters/de-strings/versions/3/pin"
+    wait = problem(503, "the engine is starting", headers={"Retry-After": "0"})
+    server.on("POST", path, wait, document(samples.version(pinned=True)))
+    server.on("DELETE", path, document(samples.version()))
+    assert ask(server.url, "pin_version", "de-strings", 3).pinned
+    assert not ask(server.url, "unpin_version", "de-strings", 3).pinned
+    assert server.paths() == [f"POST {path}"] * 2 + [f"DELETE {path}"]
+    server.on("POST", path, problem(409, "all slots but one are pinned"))
+    with pytest.raises(InvalidError, match="all slots but one"):
+        ask(server.url, "pin_version", "de-strings", 3)
+
+
 def test_what_changes_something_is_sent_once(server: LittleServer, ask: Ask) -> None:
     wait = problem(503, "draining", headers={"Retry-After": "0"})
     server.on("POST", "/api/jobs", wait)

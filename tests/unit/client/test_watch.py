@@ -23,7 +23,7 @@ from rich.console import Console
 
 from graft_client.cli.dashboard import Dashboard, sparkline
 from graft_client.cli.watch import line
-from graft_client.schemas.status import AdapterTraffic, ServerStatus
+from graft_client.schemas.status import AdapterTraffic, PinnedVersion, ServerStatus
 from unit.client import samples
 from unit.client.conftest import Graft
 from unit.client.little_server import Answer, LittleServer, document, problem, running
@@ -91,6 +91,15 @@ def test_the_screen_has_the_figures_and_the_busiest_adapters_first() -> None:
         ["films@1", "0", "4", "0.0"],
         ["quiet@2", "0", "0", "0.0"],
     ]
+
+
+def test_pins_are_counted_and_those_that_are_not_loaded_are_told() -> None:
+    error = "b@2: adapter_config.json is missing"
+    pins = [PinnedVersion(ref="a@1", loaded=True), PinnedVersion(ref="b@2", loaded=False, error=error)]
+    text = "\n".join(drawn(dashboard_of(busy(pinned=pins))))
+    assert "2 of 32 in use, 2 pinned" in text
+    assert f"not loaded: {error}" in text
+    assert "pinned" not in "\n".join(drawn(dashboard_of(busy())))
 
 
 @pytest.mark.parametrize("width", [24, 40, 60, 200])

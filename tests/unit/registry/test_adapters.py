@@ -140,3 +140,35 @@ def test_settings_are_kept(registry, data_dir):
     reopened = type(registry).open(data_dir)
     assert reopened.get_setting("base") == "2"
     reopened.close()
+
+
+def test_pins_are_kept_until_they_are_taken_off(registry, data_dir, make_folder, lineage):
+    first, second, other = (registry.publish(name, make_folder(name), lineage) for name in ("x", "x", "a"))
+    assert not first.pinned
+    assert registry.pin("a", 1) == dataclasses.replace(other, pinned=True)
+    assert (
+        registry.pin("x", 2)
+        == registry.pin("x", 2)
+        == registry.resolve("x")
+        == dataclasses.replace(second, pinned=True)
+    )
+    reopened = type(registry).open(data_dir)
+    assert [version.ref for version in reopened.pinned_versions()] == ["x@2", "a@1"]
+    assert [version.pinned for version in reopened.adapter("x").versions] == [False, True]
+    reopened.close()
+    assert registry.unpin("x", 2) == registry.unpin("x", 2) == second
+    assert [version.ref for version in registry.pinned_versions()] == ["a@1"]
+
+
+def test_a_deleted_version_is_pinned_no_more(registry, make_folder, lineage):
+    for name in ("x", "y"):
+        registry.publish(name, make_folder(name), lineage)
+        registry.pin(name, 1)
+    registry.delete_version("x", 1)
+    registry.delete_adapter("y")
+    assert registry.pinned_versions() == []
+    for change in (registry.pin, registry.unpin):
+        with pytest.raises(UnknownError, match="x"):
+            change("x", 1)
+    registry.publish("x", make_folder("x"), lineage)
+    assert registry.pinned_versions() == []

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from graft_server.registry import NewerDatabaseError, Registry
+from graft_server.registry import NewerDatabaseError, Registry, migrations
 from graft_server.registry.models import Table
 
 
@@ -19,6 +22,42 @@ def test_the_migrations_lead_to_the_models(registry, data_dir):
     engine = create_engine(f"sqlite:///{data_dir / 'registry.db'}")
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+
+
+_OF_THE_FIRST_RELEASE = """
+insert into adapters values ('x', 'translation', '2026-01-02 03:04:05');
+insert into artefacts values ('d1', 7, '[]', '2026-01-02 03:04:05');
+insert into counters values ('engine', 5), ('version:x', 2);
+insert into versions (engine_id, adapter, number, digest, created_at, task, method, rank, base_model,
+                      base_fingerprint, options)
+values (5, 'x', 2, 'd1', '2026-01-02 03:04:05', 'translation', 'lora', 8, 'smollm2', 'f', '{"r": 8}');
+"""
+
+
+def at_revision(revision: str, database: Path) -> None:
+    """Migrate a database, a new one where there is none, to a revision."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with create_engine(f"sqlite:///{database}").begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def test_a_database_of_the_first_release_is_taken_over(data_dir, make_folder, lineage):
+    data_dir.mkdir()
+    at_revision("0001", data_dir / "registry.db")
+    with sqlite3.connect(data_dir / "registry.db") as connection:
+        connection.executescript(_OF_THE_FIRST_RELEASE)
+    registry = Registry.open(data_dir)
+    old = registry.resolve("x")
+    assert (old.ref, old.engine_id, old.digest, old.lineage.options) == ("x@2", 5, "d1", {"r": 8})
+    assert not old.pinned
+    assert registry.pinned_versions() == []
+    new = registry.publish("x", make_folder(), lineage)
+    assert (new.ref, new.engine_id) == ("x@3", 6)
+    assert registry.pin("x", 2).pinned
+    assert [version.ref for version in registry.pinned_versions()] == ["x@2"]
+    registry.close()
 
 
 def test_a_newer_database_is_left_alone(registry, data_dir, make_folder, lineage):

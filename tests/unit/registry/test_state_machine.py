@@ -29,6 +29,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp())
         self.registry = Registry.open(self.root / "data")
         self.versions: dict[str, tuple[int, str]] = {}
+        self.pinned: set[str] = set()
         self.used_engine_ids: set[int] = set()
         self.used_refs: set[str] = set()
         self.states: dict[str, JobState] = {}
@@ -72,6 +73,7 @@ class RegistryMachine(RuleBasedStateMachine):
         name, _, number = ref.partition("@")
         self.registry.delete_version(name, int(number))
         del self.versions[ref]
+        self.pinned.discard(ref)
 
     @precondition(lambda self: self.versions)
     @rule(data=st.data())
@@ -79,6 +81,16 @@ class RegistryMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted({ref.partition("@")[0] for ref in self.versions})))
         self.registry.delete_adapter(name)
         self.versions = {ref: kept for ref, kept in self.versions.items() if not ref.startswith(f"{name}@")}
+        self.pinned &= self.versions.keys()
+
+    @precondition(lambda self: self.versions)
+    @rule(data=st.data(), pinned=st.booleans())
+    def pin(self, data, pinned: bool) -> None:
+        ref = data.draw(st.sampled_from(sorted(self.versions)))
+        name, _, number = ref.partition("@")
+        change = self.registry.pin if pinned else self.registry.unpin
+        assert change(name, int(number)).pinned is pinned
+        self.pinned = self.pinned | {ref} if pinned else self.pinned - {ref}
 
     @rule(target=datasets, task=st.sampled_from(sorted(set(TASKS.values()))), content=contents)
     def add_dataset(self, task: str, content: str):
@@ -185,7 +197,9 @@ class RegistryMachine(RuleBasedStateMachine):
     def nothing_is_lost_and_nothing_is_left(self) -> None:
         found = {v.ref: v for adapter in self.registry.adapters() for v in adapter.versions}
         assert {ref: v.engine_id for ref, v in found.items()} == {ref: e for ref, (e, _) in self.versions.items()}
+        assert {version.ref for version in self.registry.pinned_versions()} == self.pinned
         for ref, version in found.items():
+            assert version.pinned is (ref in self.pinned)
             self.registry.verify(version)
             assert (version.path / "adapter_model.safetensors").read_text() == self.versions[ref][1]
         on_disk = {folder.name for folder in (self.root / "data" / "artefacts").glob("*/*")}

@@ -18,7 +18,7 @@ ADAPTERS = st.one_of(st.none(), st.integers(0, 4))
 
 
 class GateMachine(RuleBasedStateMachine):
-    """Arrivals, ends and hang-ups in any order."""
+    """Arrivals, ends, hang-ups and pins in any order."""
 
     tickets = Bundle("tickets")
 
@@ -43,6 +43,9 @@ class GateMachine(RuleBasedStateMachine):
         self.waiting: list[Ticket] = []
         self.running: list[Ticket] = []
         self.admitted: set[int] = set()
+        self.pinned: set[int] = set()
+        #: Most adapters that can be in flight: one that becomes pinned or unpinned keeps what it has meanwhile.
+        self.most_adapters = slots
 
     def advance(self) -> None:
         for ticket in self.gate.admit(self.now):
@@ -87,6 +90,20 @@ class GateMachine(RuleBasedStateMachine):
                 tickets.remove(ticket)
         self.advance()
 
+    @rule(adapter=st.integers(0, 4))
+    def pin(self, adapter: int) -> None:
+        if adapter not in self.pinned and len(self.pinned) < self.gate.slots - 1:
+            self.gate.pin(adapter, self.now)
+            self.pinned.add(adapter)
+            self.most_adapters += 1
+            self.advance()
+
+    @rule(adapter=st.integers(0, 4))
+    def unpin(self, adapter: int) -> None:
+        self.gate.unpin(adapter)
+        self.pinned.discard(adapter)
+        self.advance()
+
     @rule()
     def everyone_is_served_in_the_end(self) -> None:
         """With requests only ending, everything that waits gets in: within as many ends as requests."""
@@ -104,7 +121,7 @@ class GateMachine(RuleBasedStateMachine):
         assert self.gate.waiting == len(self.waiting)
         assert self.gate.running == len(self.running) <= self.gate.max_running
         adapters = {ticket.adapter for ticket in self.running} - {None}
-        assert self.gate.adapters_running == len(adapters) <= self.gate.slots
+        assert self.gate.adapters_running == len(adapters) <= self.most_adapters
         assert self.gate.waiting_by_adapter == Counter(ticket.adapter for ticket in self.waiting)
         assert self.gate.running_by_adapter == Counter(ticket.adapter for ticket in self.running)
         assert self.gate.oldest_wait(self.now) == max((self.now - each.arrived for each in self.waiting), default=0)
@@ -261,6 +278,50 @@ def test_only_as_many_turns_end_as_adapters_wait() -> None:
     assert engine.tokens[1, False] == before[1, False], "the first to come gives way"
     assert engine.tokens[2, False] > before[2, False] + 20, "the others go on meanwhile"
     assert engine.tokens[3, False] > before[3, False] + 20
+
+
+def test_a_pinned_adapter_waits_for_no_slot_and_leaves_the_others_one_less() -> None:
+    gate = Gate(slots=2, max_running=10, max_queued=10)
+    gate.pin(9, 0)
+    first, second = gate.offer(1, now=0), gate.offer(2, now=0)
+    assert gate.admit(0) == [first], "a slot is kept while nobody asks for it"
+    pinned = gate.offer(9, now=0)
+    assert gate.admit(0) == [pinned]
+    gate.release(pinned, 1)
+    assert gate.admit(1) == []
+    gate.unpin(9)
+    assert gate.admit(1) == [second]
+
+
+def test_a_pinned_adapter_keeps_its_slot_while_others_take_turns() -> None:
+    gate = Gate(slots=2, max_running=8, max_queued=100, turn_seconds=3)
+    gate.pin(9, 0)
+    engine = Engine(gate, {(adapter, False): [2] for adapter in (1, 2, 9)})
+    gaps = 0
+    for _ in range(100):
+        engine.tick()
+        gaps += 9 not in gate.running_by_adapter
+        assert gate.running_by_adapter.keys() in ({9}, {1, 9}, {2, 9})
+    assert gaps == 0
+    assert min(engine.tokens.values()) > 50
+
+
+def test_a_slot_that_is_pinned_while_others_hold_it_comes_free_though_nobody_waits_for_it() -> None:
+    """Without that, the engine would keep one of two busy adapters waiting for as long as the other is busy."""
+    gate = Gate(slots=2, max_running=8, max_queued=100, turn_seconds=3)
+    engine = Engine(gate, {(adapter, False): [2] for adapter in (1, 2)})
+    for _ in range(10):
+        engine.tick()
+    assert gate.running_by_adapter.keys() == {1, 2}
+    gate.pin(9, engine.now)
+    for _ in range(5):
+        engine.tick()
+    before = engine.tokens.copy()
+    for _ in range(40):
+        engine.tick()
+        assert len(gate.running_by_adapter) == 1
+    assert engine.tokens[1, False] > before[1, False] + 50
+    assert engine.tokens[2, False] > before[2, False] + 50
 
 
 def test_the_base_model_needs_no_slot() -> None:

@@ -79,6 +79,29 @@ async def test_what_could_only_fail_is_refused_now(
     assert services.registry.jobs() == []
 
 
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"task": "translatio"}, 404, "unknown-task"),
+        ({"adapter": "base"}, 422, "invalid-name"),
+        ({"method": "dora"}, 422, "unservable"),
+        ({"options": {"epoch": 2}}, 422, "unknown-option"),
+        ({"options": {"r": 33}}, 422, "unservable"),
+        ({"dataset": "x"}, 422, "invalid-request"),
+    ],
+)
+async def test_a_plan_is_refused_before_there_is_a_dataset(
+    client: httpx.AsyncClient, services: Services, change: dict[str, Any], status: int, code: str
+) -> None:
+    plan = {"task": "translation", "adapter": "de", "options": {"epochs": 2}}
+    taken = await client.post("/api/jobs/check", json=plan)
+    assert (taken.status_code, taken.json()["options"]["epochs"]) == (200, 2)
+    assert "learning_rate" in taken.json()["options"]
+    refused = await client.post("/api/jobs/check", json=plan | change)
+    assert (refused.status_code, refused.json()["code"]) == (status, code), refused.text
+    assert services.registry.jobs() == []
+
+
 async def test_an_unknown_option_is_told_with_the_nearest(client: httpx.AsyncClient, dataset: str) -> None:
     response = await submit(client, dataset, options={"epoch": 2})
     assert response.json()["nearest"] == "epochs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from graft_client.schemas.predict import SamplingOverrides
 from graft_plugins.router import RouteCandidate, RouteChoice, Router
 from graft_plugins.task import Output, Prompt
 from graft_plugins.tasks.translation import TranslationTask
-from graft_server.engine.base import SamplingParams
+from graft_server.engine.base import Delta, EngineDiedError, GenerateRequest, SamplingParams
 from graft_server.services import Services
 from support.serving import ExtraPlugin, engine_of, in_memory, make_services, ndjson, on_socket, publish, sse
 
@@ -273,6 +273,45 @@ async def test_an_engine_that_dies_before_the_first_text_is_a_502(
     for stream in (False, True):
         response = await ask(client, adapter="base", text="x", stream=stream)
         assert (response.status_code, response.json()["code"]) == (502, "engine-died")
+
+
+async def test_a_whole_answer_that_the_engine_died_in_is_begun_anew_once(
+    client: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = engine_of(services).generate
+    deaths = [1]
+
+    async def generate(request: GenerateRequest) -> AsyncIterator[Delta]:
+        async for delta in whole(request):
+            yield delta
+            if deaths[0]:
+                deaths[0] -= 1
+                raise EngineDiedError("the engine's process ended (signal SIGKILL) during the answer")
+
+    monkeypatch.setattr(engine_of(services), "generate", generate)
+    assert (await ask(client, adapter="base", text="a b")).json()["text"] == "base: a b"
+    assert len(engine_of(services).requests) == 2
+    deaths[0] = 2
+    assert (await ask(client, adapter="base", text="a b")).json()["code"] == "engine-died"
+    assert len(engine_of(services).requests) == 4
+
+
+async def test_an_answer_that_the_engine_cuts_off_is_told_at_once(
+    client: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = engine_of(services).generate
+
+    async def cut_off(request: GenerateRequest) -> AsyncIterator[Delta]:
+        async for delta in whole(request):
+            if delta.finish_reason is None:
+                yield delta
+
+    monkeypatch.setattr(engine_of(services), "generate", cut_off)
+    response = await ask(client, adapter="base", text="a b")
+    assert (response.status_code, response.json()["code"]) == (500, "internal")
+    assert len(engine_of(services).requests) == 1
+    streamed = sse((await ask(client, adapter="base", text="a b", stream=True)).text)
+    assert [event["event"] for event in streamed] == ["delta"] * 3 + ["error"]
 
 
 async def test_an_adapter_that_can_not_be_loaded(client: httpx.AsyncClient, services: Services, tmp_path: Path) -> None:

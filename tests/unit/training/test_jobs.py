@@ -197,7 +197,7 @@ async def test_a_cancelled_job_keeps_its_checkpoint_and_resumes(jobs: Jobs, runn
     runner.wake()
     finished = await jobs.over()
     assert finished.state is JobState.succeeded
-    assert finished.progress.phase == "evaluating"
+    assert (finished.progress.phase, finished.progress.step, finished.progress.total_steps) == ("training", step, step)
 
 
 async def test_a_stopped_server_queues_its_job_again(jobs: Jobs) -> None:
@@ -215,7 +215,8 @@ async def test_a_stopped_server_queues_its_job_again(jobs: Jobs) -> None:
 async def test_a_failed_evaluation_is_tried_again_without_training(jobs: Jobs, runner: JobRunner) -> None:
     works = jobs.evaluate
 
-    async def fails(*_: Any) -> EvaluationSummary:
+    async def fails(*arguments: Any) -> EvaluationSummary:
+        await works(*arguments)
         raise RuntimeError("the engine is not running")
 
     jobs.evaluate = fails
@@ -224,11 +225,14 @@ async def test_a_failed_evaluation_is_tried_again_without_training(jobs: Jobs, r
     failed = await jobs.over()
     assert failed.state is JobState.failed
     assert failed.error == "the evaluation failed: the engine is not running; resume the job to try it again"
+    assert (failed.progress.step, failed.progress.total_steps) == (2, 2)
     made = (job.folder / RESULT_FOLDER / "adapter_model.safetensors").stat().st_mtime_ns
     jobs.evaluate = works
     jobs.registry.resume_job(job.id)
     runner.wake()
-    assert (await jobs.over()).state is JobState.succeeded
+    finished = await jobs.over()
+    assert finished.state is JobState.succeeded
+    assert (finished.progress.step, finished.progress.total_steps) == (2, 2)
     assert (job.folder / RESULT_FOLDER / "adapter_model.safetensors").stat().st_mtime_ns == made
 
 

@@ -254,7 +254,8 @@ class TorchEngine:
         try:
             self.slots.pin(source.engine_id)
         except LookupError as error:
-            self._events.error(request_id, InvalidRequestError(f"{source.ref} can't be pinned: {error}"))
+            hint = "unpin another version, or raise max_slots"
+            self._events.error(request_id, InvalidRequestError(f"{source.ref} can't be pinned: {error}; {hint}"))
             return
         self.load(request_id, source)
 

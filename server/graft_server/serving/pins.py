@@ -1,0 +1,107 @@
+"""Pinned versions: the registry says which, the engine keeps them in their slots, the gate leaves them room."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from weakref import WeakValueDictionary
+
+from graft_server.admission.turnstile import Turnstile
+from graft_server.engine.base import Engine, EngineError, InvalidRequestError
+from graft_server.problems import ProblemError
+from graft_server.registry import Registry
+from graft_server.registry.records import VersionRecord
+from graft_server.serving.convert import version_source
+
+log = logging.getLogger(__name__)
+
+
+class Pins:
+    """Pins and unpins versions, and forgets deleted ones; of each version one of these at a time."""
+
+    def __init__(self, registry: Registry, engine: Engine, turnstile: Turnstile) -> None:
+        self._registry = registry
+        self._engine = engine
+        self._turnstile = turnstile
+        #: Engine ids that engine and gate have been told to keep.
+        self._kept: set[int] = set()
+        self._failures: dict[str, str] = {}
+        self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Why pinned versions are not in a slot, by ``name@N``."""
+        return self._failures
+
+    async def restore(self) -> None:
+        """Pin in a new engine what the registry says is pinned. What fails is logged and kept in ``failures``."""
+        for version in await asyncio.to_thread(self._registry.pinned_versions):
+            async with self._lock(version):
+                if version not in await asyncio.to_thread(self._registry.pinned_versions):
+                    continue  # it was unpinned or deleted while others were loaded
+                try:
+                    await self._keep(version)
+                except (EngineError, ProblemError) as error:
+                    await self._let_go(version)
+                    log.warning("the pinned version %s could not be loaded: %s", version.ref, error)
+                    self._failures[version.ref] = str(error)
+
+    async def pin(self, name: str, number: int) -> VersionRecord:
+        """Load a version and keep it in its slot, now and after a restart. One that is pinned already is tried again.
+
+        Raises:
+            UnknownError: there is no such version.
+            ProblemError: ``conflict``, where all slots but one are pinned.
+            EngineError: its files can't be loaded, or there is no engine.
+        """
+        version = await asyncio.to_thread(self._registry.version, name, number)
+        async with self._lock(version):
+            known = version.engine_id in self._kept
+            try:
+                await self._keep(version)
+                return await asyncio.to_thread(self._registry.pin, name, number)
+            except BaseException:
+                if not known:
+                    await self._let_go(version)
+                raise
+
+    async def unpin(self, name: str, number: int) -> VersionRecord:
+        """Let a version leave its slot when others need it.
+
+        Raises:
+            UnknownError: there is no such version.
+        """
+        version = await asyncio.to_thread(self._registry.version, name, number)
+        async with self._lock(version):
+            unpinned = await asyncio.to_thread(self._registry.unpin, name, number)
+            self._failures.pop(version.ref, None)
+            await self._let_go(version)
+            return unpinned
+
+    async def forget(self, version: VersionRecord) -> None:
+        """A version was deleted, pinned or not: it leaves the engine."""
+        async with self._lock(version):
+            self._failures.pop(version.ref, None)
+            await self._let_go(version)
+            # An engine that is not up holds no adapter.
+            if self._engine.state in ("ready", "rebuilding"):
+                await self._engine.unload(version.engine_id)
+
+    def _lock(self, version: VersionRecord) -> asyncio.Lock:
+        return self._locks.setdefault(version.engine_id, asyncio.Lock())
+
+    async def _keep(self, version: VersionRecord) -> None:
+        self._kept.add(version.engine_id)
+        # Before the engine is asked, which may have to wait for a slot: the gate has busy adapters give theirs up.
+        self._turnstile.pin(version.engine_id)
+        try:
+            await self._engine.pin(version_source(version))
+        except InvalidRequestError as error:
+            raise ProblemError("conflict", str(error)) from error
+        self._failures.pop(version.ref, None)
+
+    async def _let_go(self, version: VersionRecord) -> None:
+        self._kept.discard(version.engine_id)
+        self._turnstile.unpin(version.engine_id)
+        await self._engine.unpin(version.engine_id)
