@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import signal
 import socket
@@ -22,6 +23,7 @@ from graft_client.schemas.predict import SamplingOverrides
 from graft_server.registry import Registry
 from support.lora_folders import write_lora
 from support.processes import ENGINE, Finished, ServerProcess, eventually, launch, run_graft, running
+from support.serving import sse
 
 pytestmark = pytest.mark.torch
 
@@ -118,6 +120,85 @@ def test_an_engine_that_is_killed_is_rebuilt(server: ServerProcess, adapter: str
         assert stream.error.code == "engine-died"
         assert str(stream.error) == "the engine's process ended (signal SIGKILL) during the answer"
         assert stream.text
+
+
+class RawStream:
+    """A streamed answer as its server-sent events, for somebody without our library. A thread reads them."""
+
+    def __init__(self, server: ServerProcess, adapter: str) -> None:
+        self.events: list[dict[str, str]] = []
+        self.begun = threading.Event()
+        self._server = server
+        self._body = {
+            "adapter": adapter,
+            "task": "chat",
+            "text": "Go on",
+            "stream": True,
+            "sampling": MANY.model_dump(),
+        }
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with self._server.http() as http, http.stream("POST", "/api/predict", json=self._body) as response:
+            lines: list[str] = []
+            for line in response.iter_lines():
+                if line:
+                    lines.append(line)
+                    continue
+                self.events += sse("\n".join(lines))
+                lines = []
+                self.begun.set()
+
+    def join(self) -> None:
+        self._thread.join(timeout=60)
+        assert not self._thread.is_alive()
+
+
+def metric(server: ServerProcess, name: str) -> float:
+    with server.http() as http:
+        lines = http.get("/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+
+
+def test_an_engine_that_is_killed_under_load(server: ServerProcess, adapter: str, tmp_path: Path) -> None:
+    """Whole answers of several adapters are replayed, streams that had begun end clearly, and nobody registers anew."""
+    names = ["steady", "second", "third", "base"]
+    for seed, name in enumerate(names[1:3], start=1):
+        folder = write_lora(tmp_path / name, seed=seed)
+        server.graft("adapters", "register", folder, "--name", name, "--task", "chat")
+    with server.client(retries=0) as client, ThreadPoolExecutor(16) as pool:
+
+        def ask(name: str) -> str:
+            return client.predict(name, "Go on", task="chat", sampling=MANY).text
+
+        expected = dict(zip(names, pool.map(ask, names), strict=True))
+        assert len(set(expected.values())) == len(names)
+        restarts = metric(server, "graft_engine_restarts")
+        streams = [RawStream(server, name) for name in names]
+        for stream in streams:
+            assert stream.begun.wait(timeout=30)
+        whole = [(name, pool.submit(ask, name)) for name in names * 3]
+        eventually(lambda: client.status().engine.running == 16, what="sixteen requests in the engine")
+        server.child(ENGINE).kill()
+        eventually(lambda: not server.ready(), within=10, what="not ready")
+        assert metric(server, "graft_ready") == 0
+        assert client.live().status == "live"
+        server.wait_until_ready()
+        for name, answer in whole:
+            assert answer.result(timeout=120) == expected[name]
+        for stream in streams:
+            stream.join()
+            last = stream.events[-1]
+            assert last["event"] == "error"
+            problem_ = json.loads(last["data"])["problem"]
+            assert problem_["code"] == "engine-died"
+            assert "signal SIGKILL" in problem_["detail"]
+            assert {event["event"] for event in stream.events[:-1]} == {"delta"}
+        assert [ask(name) for name in names] == [expected[name] for name in names]
+        assert metric(server, "graft_engine_restarts") == restarts + 1
+        assert metric(server, "graft_ready") == 1
+        assert client.status().engine.running == 0
 
 
 def test_a_caller_that_hangs_up_frees_the_engine(server: ServerProcess) -> None:

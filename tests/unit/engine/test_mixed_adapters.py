@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from graft_server.engine.base import (
@@ -27,12 +28,24 @@ from support.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.torch
 
-PROMPTS = ["Hello", "What is a beam?", "Turn off the lights in the kitchen, please.", "x" * 90, "ab"]
+#: A token of the tiny model is a byte: several blocks of the KV cache.
+SHARED = "The rules of the house are long, and everybody reads them. "
+PROMPTS = [
+    "Hello",
+    "What is a beam?",
+    "Turn off the lights in the kitchen, please.",
+    "x" * 90,
+    "ab",
+    f"{SHARED}Be quiet.",
+    f"{SHARED}Be in time, and then be quiet.",
+    SHARED[:40],
+]
 NEW_TOKENS = 12
+CANDIDATES = ("a", "Toy Story (1995)", "Toy")
 
 
 class Rig:
-    """A tiny model, one adapter of each method, and the expected answer of each to each prompt."""
+    """A tiny model, adapters of each method in several rank buckets, and the expected answer of each to each prompt."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -51,6 +64,8 @@ class Rig:
             ("dora", {"r": 4}),
             ("bottleneck", {"r": 8}),
             ("output-head", {"r": 16}),
+            ("dora", {"r": 24, "target_modules": "q_proj,down_proj"}),
+            ("bottleneck", {"r": 20}),
         ]
         self.adapters: list[AdapterSource | None] = [None]
         models: list[Any] = [load_model(self.base, dtype="float32", device="cpu")]
@@ -60,6 +75,7 @@ class Rig:
             models.append(model)
         self.models = models
         self._expected: dict[tuple[int, int], str] = {}
+        self._scores: dict[tuple[int, int], list[float]] = {}
 
     def tokens(self, prompt: str) -> list[int]:
         return list(self.tokenizer(prompt)["input_ids"])
@@ -69,6 +85,24 @@ class Rig:
             ids = greedy(self.models[adapter], self.tokens(PROMPTS[prompt]), NEW_TOKENS)
             self._expected[adapter, prompt] = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return self._expected[adapter, prompt]
+
+    def scores(self, adapter: int, prompt: int) -> list[float]:
+        """Log-probabilities of ``CANDIDATES`` behind a prompt."""
+        if (adapter, prompt) not in self._scores:
+            self._scores[adapter, prompt] = [self.score(adapter, prompt, candidate) for candidate in CANDIDATES]
+        return self._scores[adapter, prompt]
+
+    def score(self, adapter: int, prompt: int, candidate: str, ending: str | None = None) -> float:
+        """The reference: prompt and candidate in one sequence through the plain model."""
+        import torch
+
+        from graft_server.base_model.prompt import encode_target
+
+        before, ids = self.tokens(PROMPTS[prompt]), encode_target(self.tokenizer, candidate, ending=ending)
+        with torch.inference_mode():
+            logits = self.models[adapter](input_ids=torch.tensor([before + ids]), use_cache=False).logits[0]
+        logprobs = torch.log_softmax(logits.float(), -1)[len(before) - 1 : -1]
+        return float(logprobs.gather(-1, torch.tensor(ids)[:, None]).sum())
 
     def engine(self, events: Recorder, **overrides: Any) -> Any:
         from graft_server.engine.messages import EngineConfig
@@ -123,51 +157,108 @@ def test_every_adapter_alone_and_all_together_equal_the_reference(rig: Rig) -> N
     assert engine.runner.pool.used == 0
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    arrivals=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4), st.integers(0, 6)), min_size=1, max_size=14),
-    budget=st.sampled_from([7, 33, 2048]),
-    blocks=st.sampled_from([1, 16]),
-    slots=st.sampled_from([2, 8]),
-    seed=st.integers(0, 1000),
+@dataclass(frozen=True)
+class Arrival:
+    """A request: at which step it comes, whether it scores instead of generating, and after how many steps its caller
+    hangs up."""
+
+    step: int
+    adapter: int
+    prompt: int
+    scores: bool
+    patience: int | None
+
+
+arrivals_ = st.builds(
+    Arrival,
+    step=st.integers(0, 12),
+    adapter=st.integers(0, 8),
+    prompt=st.integers(0, len(PROMPTS) - 1),
+    scores=st.sampled_from([False, False, False, True]),
+    patience=st.sampled_from([None, None, None, 0, 1, 3, 8]),
 )
-def test_any_mixture_in_any_order_with_chunks_preemption_and_eviction(
-    rig: Rig, arrivals: list[tuple[int, int, int]], budget: int, blocks: int, slots: int, seed: int
-) -> None:
-    events = Recorder()
-    engine = rig.engine(events, max_batch_tokens=budget, max_slots=slots)
-    if blocks == 1:
-        # So small a cache that the longest prompt just fits: sequences push each other out.
-        engine.runner.pool = engine.scheduler.pool = BlockPool(9, 16)
-    cancelled = set()
-    chance = random.Random(seed)
-    pending = sorted(enumerate(arrivals), key=lambda item: item[1][2])
+
+
+#: The first three fill the small cache and outgrow it, the next two find what those computed, the rest take turns.
+CROWD = [
+    *(Arrival(step=0, adapter=0, prompt=prompt, scores=False, patience=None) for prompt in (2, 5, 0)),
+    *(Arrival(step=2, adapter=0, prompt=prompt, scores=False, patience=None) for prompt in (6, 7)),
+    *(Arrival(step=4, adapter=adapter, prompt=6, scores=False, patience=None) for adapter in range(1, 9)),
+    *(Arrival(step=6, adapter=adapter, prompt=5, scores=False, patience=3) for adapter in range(1, 9)),
+]
+
+
+def test_any_mixture_in_any_order_with_reuse_chunks_preemption_eviction_and_aborts(rig: Rig) -> None:
+    seen: Counter[str] = Counter()
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    @given(
+        arrivals=st.lists(arrivals_, min_size=4, max_size=20),
+        budget=st.sampled_from([7, 33, 2048]),
+        small=st.booleans(),
+        slots=st.sampled_from([2, 8]),
+    )
+    @example(arrivals=CROWD, budget=33, small=True, slots=2)
+    def any_mixture(arrivals: list[Arrival], budget: int, small: bool, slots: int) -> None:
+        events = Recorder()
+        engine = rig.engine(events, max_batch_tokens=budget, max_slots=slots)
+        if small:
+            # So small a cache that the longest prompt just fits: sequences push each other out.
+            engine.runner.pool = engine.scheduler.pool = BlockPool(9, 16)
+        _run(rig, engine, arrivals, scoring=not small)
+        assert not events.errors
+        for i, arrival in enumerate(arrivals):
+            _compare(rig, events, str(i), arrival, scoring=not small)
+        engine.check_integrity()
+        seen["reused"] += engine.scheduler.reused_tokens
+        seen["preempted"] += engine.scheduler.preemptions
+        seen["evicted"] += engine.slots.evictions
+        seen["hung up"] += sum(arrival.patience is not None for arrival in arrivals)
+
+    any_mixture()
+    assert all(seen[what] > 0 for what in ("reused", "preempted", "evicted", "hung up")), seen
+
+
+def _run(rig: Rig, engine: Any, arrivals: list[Arrival], *, scoring: bool) -> None:
+    pending = sorted(enumerate(arrivals), key=lambda item: item[1].step)
+    leaving: list[tuple[int, str]] = []
     step = 0
-    while pending:
-        while pending and pending[0][1][2] <= step:
-            i, (a, p, _) = pending.pop(0)
-            engine.submit(request(rig, str(i), a, p))
-            if chance.random() < 0.15:
-                cancelled.add(str(i))
+    while pending or leaving:
+        while pending and pending[0][1].step <= step:
+            i, arrival = pending.pop(0)
+            if arrival.scores and scoring:
+                prompt, adapter = PromptInput(text=PROMPTS[arrival.prompt]), rig.adapters[arrival.adapter]
+                engine.submit(ScoreRequest(str(i), prompt, CANDIDATES, adapter=adapter))
+            else:
+                engine.submit(request(rig, str(i), arrival.adapter, arrival.prompt))
+            if arrival.patience is not None:
+                leaving.append((step + arrival.patience, str(i)))
         engine.poll_adapters()
         engine.step()
-        for name in cancelled:
+        for name in [name for at, name in leaving if at <= step]:
             engine.abort(name)
+        leaving = [(at, name) for at, name in leaving if at > step]
         step += 1
     drain(engine)
-    assert not events.errors
-    for i, (a, p, _) in enumerate(arrivals):
-        if str(i) not in cancelled:
-            assert events.text(str(i)) == rig.expected(a, p)
-    assert engine.runner.pool.used == 0
-    assert not any(engine.slots.in_use(i) for i in engine.slots.ids())
+
+
+def _compare(rig: Rig, events: Recorder, name: str, arrival: Arrival, *, scoring: bool) -> None:
+    """A whole answer equals the reference; what there is of one that was given up begins it."""
+    if arrival.scores and scoring:
+        if name in events.scores:
+            found = [scored.logprob for scored in events.scores[name].scores]
+            assert found == pytest.approx(rig.scores(arrival.adapter, arrival.prompt), rel=1e-4, abs=1e-3)
+        assert name in events.scores or arrival.patience is not None
+        return
+    text = events.text(name) if name in events.deltas else ""
+    expected = rig.expected(arrival.adapter, arrival.prompt)
+    assert expected.startswith(text)
+    assert text == expected if name in events.finished else arrival.patience is not None
 
 
 @pytest.mark.parametrize("ending", [None, "\n"])
-@pytest.mark.parametrize("adapter", range(7))
+@pytest.mark.parametrize("adapter", range(9))
 def test_scores_equal_the_reference(rig: Rig, adapter: int, ending: str | None) -> None:
-    import torch
-
     from graft_server.base_model.prompt import encode_target
 
     events = Recorder()
@@ -178,15 +269,9 @@ def test_scores_equal_the_reference(rig: Rig, adapter: int, ending: str | None) 
     prompted = PromptInput(text=PROMPTS[2])
     engine.submit(ScoreRequest("score", prompted, candidates, adapter=rig.adapters[adapter], ending=ending))
     drain(engine)
-    prompt = rig.tokens(PROMPTS[2])
     for candidate, scored in list(zip(candidates, events.scores["score"].scores, strict=True))[:8]:
-        ids = encode_target(rig.tokenizer, candidate, ending=ending)
-        with torch.inference_mode():
-            logits = rig.models[adapter](input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0]
-        logprobs = torch.log_softmax(logits.float(), -1)[len(prompt) - 1 : -1]
-        expected = logprobs.gather(-1, torch.tensor(ids)[:, None]).sum()
-        assert scored.tokens == len(ids)
-        assert scored.logprob == pytest.approx(float(expected), rel=1e-4, abs=1e-3)
+        assert scored.tokens == len(encode_target(rig.tokenizer, candidate, ending=ending))
+        assert scored.logprob == pytest.approx(rig.score(adapter, 2, candidate, ending), rel=1e-4, abs=1e-3)
     assert events.text("beside") == rig.expected(0, 2)
     assert engine.runner.pool.used == 0
 
