@@ -69,8 +69,10 @@ def gaps_since(moments: Sequence[Sequence[float]], start: float) -> list[float]:
     return sorted(after - before for own in moments for before, after in pairwise(own[bisect_left(own, start) :]))
 
 
-async def compare(base: BaseModel, folders: Sequence[Path], pairs: int, loaded: int, seconds: float) -> list[Figure]:
-    engine = SupervisedEngine(EngineConfig(engine="torch", base_model=str(base.path), cache_dir=""))
+async def compare(base: BaseModel, scratch: Path, pairs: int, loaded: int, seconds: float) -> list[Figure]:
+    folders = write_adapters(base, scratch / "adapters")
+    config = EngineConfig(engine="torch", base_model=str(base.path), cache_dir=str(scratch / "cache"))
+    engine = SupervisedEngine(config)
     await engine.start()
     adapters = [None, *sources(folders, range(1, ADAPTERS + 1))]
     others = sources(folders, range(ADAPTERS + 1, ADAPTERS + 1 + loaded))
@@ -102,8 +104,7 @@ def main() -> None:
     arguments = own.parse_args()
     base = locate(arguments.base_model)
     with tempfile.TemporaryDirectory() as folder:
-        folders = write_adapters(base, Path(folder))
-        figures = asyncio.run(compare(base, folders, arguments.pairs, arguments.adapters, arguments.seconds))
+        figures = asyncio.run(compare(base, Path(folder), arguments.pairs, arguments.adapters, arguments.seconds))
     write_report("tpot_while_loading", figures)
 
 
