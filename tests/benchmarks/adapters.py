@@ -25,8 +25,8 @@ def write_adapters(base: BaseModel, folder: Path, count: int = _DISTINCT) -> lis
     return folders
 
 
-def lineage(base: BaseModel) -> Lineage:
-    return Lineage(task="chat", method="lora", base_model=base.name, base_fingerprint=base.fingerprint, rank=RANK)
+def lineage(base: BaseModel, task: str = "chat") -> Lineage:
+    return Lineage(task=task, method="lora", base_model=base.name, base_fingerprint=base.fingerprint, rank=RANK)
 
 
 def register(base: BaseModel, data_dir: Path, folders: Iterable[Path], count: int) -> list[str]:

@@ -7,7 +7,7 @@
 - ``stream``: the same, streamed in chunks of one token (``http_stream_over_engine``)
 
 Only one of them has work at a time. The client shares the machine's cores with the server, so that the two ratios
-include what the client costs; seconds of CPU that it took are reported as ``client_cpu_share`` of a run's time.
+include what the client costs; ``client_cpu_share`` is how much of one core that was.
 
     PYTHONPATH=tests python tests/benchmarks/http_over_engine.py --base-model FOLDER
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import httpx
 from asking import checked, settings_of
+from direct import DirectEngine
 from options import Samples, parser, turns
 from report import Figure, median, ratio, write_report
 
@@ -31,49 +32,13 @@ from graft_client.bench.records import Measurements
 from graft_client.bench.run import connections, requests_of
 from graft_client.bench.settings import BenchSettings
 from graft_client.bench.workload import Planned
-from graft_plugins.manager import PluginHost
 from graft_server.base_model import BaseModel
 from graft_server.bench.random_adapters import locate
-from graft_server.engine.base import Delta, EngineError, GenerateRequest, PromptInput, SamplingParams, ScoreResult
-from graft_server.engine.messages import EngineConfig
-from graft_server.engine.torch.engine import TorchEngine
-from graft_server.plugins import server_plugins
+from graft_server.engine.base import GenerateRequest, PromptInput, SamplingParams
 from support.processes import running
 
 PROMPT, NEW_TOKENS = 32, 64
 UNIT = "tokens/s"
-
-
-class BareEngine:
-    """A ``TorchEngine`` that this process steps, and the sink of its events."""
-
-    def __init__(self, base: BaseModel) -> None:
-        host = PluginHost.load("", extra=server_plugins())
-        config = EngineConfig(engine="torch", base_model=str(base.path), cache_dir="")
-        self._engine = TorchEngine(base, config, host.methods, self)
-        self._unfinished: set[str] = set()
-
-    def answer(self, requests: Sequence[Planned]) -> None:
-        """Answers them all."""
-        for number, request in enumerate(requests):
-            sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
-            self._unfinished.add(str(number))
-            self._engine.submit(GenerateRequest(str(number), PromptInput(text=request.prompt), sampling))
-        while self._unfinished:
-            self._engine.step()
-
-    def delta(self, request_id: str, delta: Delta) -> None:
-        if delta.finish_reason is not None:
-            self._unfinished.remove(request_id)
-
-    def scored(self, request_id: str, result: ScoreResult) -> None:
-        raise AssertionError("nothing was to be scored")
-
-    def done(self, request_id: str) -> None:
-        raise AssertionError("nothing was to be loaded")
-
-    def error(self, request_id: str, error: EngineError) -> None:
-        raise error
 
 
 async def ask_whole(http: httpx.AsyncClient, requests: Sequence[Planned]) -> None:
@@ -105,13 +70,16 @@ async def ask_streams(http: httpx.AsyncClient, requests: Sequence[Planned], sett
     checked(measurements)
 
 
-async def side(name: str, engine: BareEngine, http: httpx.AsyncClient, settings: BenchSettings) -> tuple[float, float]:
+async def side(
+    name: str, engine: DirectEngine, http: httpx.AsyncClient, settings: BenchSettings
+) -> tuple[float, float]:
     """Tokens a second, and the share of that time in which this process was on a core."""
     requests = list(islice(requests_of(settings), settings.requests))
+    direct = [_direct(number, request) for number, request in enumerate(requests)]
     started, cpu = time.perf_counter(), time.process_time()
     match name:
         case "engine":
-            engine.answer(requests)
+            engine.seconds(direct)
         case "http":
             await ask_whole(http, requests)
         case "stream":
@@ -120,8 +88,13 @@ async def side(name: str, engine: BareEngine, http: httpx.AsyncClient, settings:
     return sum(request.output_tokens for request in requests) / seconds, (time.process_time() - cpu) / seconds
 
 
+def _direct(number: int, request: Planned) -> GenerateRequest:
+    sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
+    return GenerateRequest(str(number), PromptInput(text=request.prompt), sampling)
+
+
 async def compare(base: BaseModel, url: str, sequences: int, pairs: int) -> list[Figure]:
-    engine = BareEngine(base)
+    engine = DirectEngine(base)
     speeds, shares = Samples(), Samples()
     sizes = {"prompt": PROMPT, "output": NEW_TOKENS, "requests": sequences, "concurrency": sequences}
     async with connections(url, None, 600) as http:

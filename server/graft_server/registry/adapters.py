@@ -19,6 +19,8 @@ from graft_server.registry.records import AdapterRecord, Lineage, VersionRecord
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _RESERVED = frozenset({"base", "auto"})
 _LINEAGE_FIELDS = tuple(field.name for field in fields(Lineage))
+#: With what a record needs of another table, in one query.
+_WHOLE_VERSIONS = select(Version).options(joinedload(Version.artefact))
 
 
 def check_name(name: str) -> None:
@@ -84,7 +86,7 @@ def find_version(session: Session, name: str, number: int | None) -> Version:
     Raises:
         UnknownError: the adapter or the version does not exist.
     """
-    query = select(Version).where(Version.adapter == name).options(joinedload(Version.artefact))
+    query = _WHOLE_VERSIONS.where(Version.adapter == name)
     if number is not None:
         query = query.where(Version.number == number)
     # Every request asks for a version, so it is one query; which of the two is unknown is asked only then.
@@ -119,8 +121,7 @@ def list_adapters(session: Session, task: str | None) -> list[Adapter]:
 
 
 def latest_for_task(session: Session, task: str) -> Version | None:
-    query = select(Version).where(Version.task == task).order_by(Version.engine_id.desc()).limit(1)
-    return session.scalar(query)
+    return session.scalar(_WHOLE_VERSIONS.where(Version.task == task).order_by(Version.engine_id.desc()).limit(1))
 
 
 def list_pinned(session: Session) -> list[Version]:

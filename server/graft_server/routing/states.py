@@ -14,12 +14,18 @@ from graft_server.registry.records import VersionRecord
 STATE_FILE = "task_state.json"
 
 
-class StateCache:
-    """The states of the versions used last. Thread-safe; keyed by engine id, which is never reused."""
+#: What a state counts at least: its object is larger than its JSON where that is short.
+_LEAST_BYTES = 1 << 10
 
-    def __init__(self, capacity: int = 256) -> None:
-        self._capacity = capacity
-        self._states: OrderedDict[int, BaseModel] = OrderedDict()
+
+class StateCache:
+    """The states of the versions used last, as many as have ``budget`` bytes of JSON: a catalogue is large, most states
+    are a few words. The newest is always kept. Thread-safe; keyed by engine id, which is never reused."""
+
+    def __init__(self, budget: int = 32 << 20) -> None:
+        self._budget = budget
+        self._bytes = 0
+        self._states: OrderedDict[int, tuple[BaseModel, int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, version: VersionRecord, task: AnyTask) -> BaseModel:
@@ -31,22 +37,28 @@ class StateCache:
         with self._lock:
             if version.engine_id in self._states:
                 self._states.move_to_end(version.engine_id)
-                return self._states[version.engine_id]
-        file = version.path / STATE_FILE
-        if not file.exists():
-            return self.empty(task)
+                return self._states[version.engine_id][0]
         try:
-            state: BaseModel = task.state_model.model_validate_json(file.read_bytes())
+            document = (version.path / STATE_FILE).read_bytes()
+            state: BaseModel = task.state_model.model_validate_json(document)
+        except FileNotFoundError:
+            return self.empty(task)
         except ValidationError as error:
             raise ProblemError(
                 "adapter-unloadable",
                 f"{STATE_FILE} of {version.ref} is no state of task {task.name!r}: {error.errors()[0]['msg']}",
             ) from error
-        with self._lock:
-            self._states[version.engine_id] = state
-            while len(self._states) > self._capacity:
-                self._states.popitem(last=False)
+        self._keep(version.engine_id, state, max(len(document), _LEAST_BYTES))
         return state
+
+    def _keep(self, engine_id: int, state: BaseModel, size: int) -> None:
+        with self._lock:
+            _, known = self._states.pop(engine_id, (None, 0))
+            self._states[engine_id] = (state, size)
+            self._bytes += size - known
+            while self._bytes > self._budget and len(self._states) > 1:
+                _, (_, dropped) = self._states.popitem(last=False)
+                self._bytes -= dropped
 
     def empty(self, task: AnyTask) -> BaseModel:
         """The state of a task without an adapter.
