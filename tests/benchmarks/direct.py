@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from graft_plugins.manager import PluginHost
 from graft_server.base_model import BaseModel
-from graft_server.bench.random_adapters import RandomLora
 from graft_server.engine.base import AdapterSource, Delta, EngineError, GenerateRequest, ScoreResult
 from graft_server.engine.messages import EngineConfig
 from graft_server.engine.torch.engine import TorchEngine
@@ -73,13 +71,3 @@ class DirectEngine:
 def fresh_prompts(count: int, words: int = 24) -> list[str]:
     """Prompts of equal length, never seen before and without a common beginning: no prefix cache knows them."""
     return [f"{next(_numbers):05d} lamps" + " and" * (words - 1) + " switch off" for _ in range(count)]
-
-
-def random_adapters(base: BaseModel, folder: Path, count: int, rank: int) -> list[AdapterSource]:
-    """LoRA adapters over all linear layers, with random weights: the values do not matter to the speed."""
-    lora = RandomLora(base, rank=rank)
-    sources = []
-    for i in range(1, count + 1):
-        lora.write(folder / str(i), seed=i)
-        sources.append(AdapterSource(f"a{i}@1", i, str(folder / str(i)), "lora", rank))
-    return sources

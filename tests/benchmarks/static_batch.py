@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from direct import DirectEngine, fresh_prompts, random_adapters
+from adapters import sources, write_adapters
+from direct import DirectEngine, fresh_prompts
 from report import ratio, write_report
 from rich.console import Console
 
@@ -79,7 +80,6 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a sequence")
-    parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--without", nargs="*", default=[], help="sides to leave out, such as peft")
     arguments = parser.parse_args()
     base = resolve(arguments.base_model, arguments.cache)
@@ -87,7 +87,7 @@ def main() -> None:
     count, tokens = arguments.sequences, arguments.tokens
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        adapters = random_adapters(base, Path(folder), 32, arguments.rank)
+        adapters = sources(write_adapters(base, Path(folder), 32), range(1, 33))
         direct = DirectEngine(base)
         direct.load(adapters)
         plain, peft = load_plain(base), load_peft(base, adapters[:8])
