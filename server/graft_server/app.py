@@ -20,8 +20,10 @@ from graft_server.admission.gate import Gate
 from graft_server.admission.turnstile import Turnstile
 from graft_server.api import (
     adapters,
+    aliases,
     datasets,
     evaluations,
+    gc,
     health,
     jobs,
     middleware,
@@ -45,6 +47,7 @@ from graft_server.progress import StartupProgress
 from graft_server.registry import Registry, RegistryError
 from graft_server.routing.resolver import Resolver
 from graft_server.services import UPLOADS, Services, base_name
+from graft_server.serving.cleaner import Cleaner
 from graft_server.serving.evaluator import Evaluator
 from graft_server.serving.job_results import JobResults
 from graft_server.serving.pins import Pins
@@ -59,6 +62,8 @@ _ROUTERS = (
     datasets.router,
     jobs.router,
     adapters.router,
+    aliases.router,
+    gc.router,
     predict.router,
     evaluations.router,
     models.router,
@@ -90,6 +95,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         metrics=metrics,
         timeout=settings.request_timeout_seconds,
     )
+    pins = Pins(registry, engine, turnstile)
     services = Services(
         settings=settings,
         registry=registry,
@@ -99,7 +105,8 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         resolver=resolver,
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
-        pins=Pins(registry, engine, turnstile),
+        pins=pins,
+        cleaner=Cleaner(registry, pins, predictor.traffic),
         metrics=metrics,
         observers=observers,
     )

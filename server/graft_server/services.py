@@ -15,6 +15,7 @@ from graft_server.observability import Metrics
 from graft_server.observers import Observers
 from graft_server.registry import Registry
 from graft_server.routing.resolver import Resolver
+from graft_server.serving.cleaner import Cleaner
 from graft_server.serving.evaluator import Evaluator
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
@@ -46,6 +47,7 @@ class Services:
     predictor: Predictor
     evaluator: Evaluator
     pins: Pins
+    cleaner: Cleaner
     metrics: Metrics
     observers: Observers
     lifecycle: Lifecycle = field(default_factory=Lifecycle)

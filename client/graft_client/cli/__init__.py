@@ -15,7 +15,7 @@ _COMMANDS = {
     "datasets": ("graft_client.cli.datasets:datasets", "Check, list and delete training data."),
     "train": ("graft_client.cli.train:train", "Train an adapter on files of examples."),
     "jobs": ("graft_client.cli.jobs:jobs", "Follow, cancel and resume training jobs."),
-    "adapters": ("graft_client.cli.adapters:adapters", "List, register, export, pin and delete adapters."),
+    "adapters": ("graft_client.cli.adapters:adapters", "List, register, promote, export, pin and delete adapters."),
     "query": ("graft_client.cli.query:query", "Ask an adapter once; the answer is streamed."),
     "predict": ("graft_client.cli.predict:predict", "Answer a file of requests; goes on where it stopped."),
     "evaluate": ("graft_client.cli.evaluate:evaluate", "Measure an adapter on a file of examples."),

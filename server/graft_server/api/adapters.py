@@ -69,16 +69,18 @@ async def delete_adapter(name: str, services: ServicesDep) -> Response:
     """Delete an adapter with all its versions."""
     versions = (await asyncio.to_thread(services.registry.adapter, name)).versions
     await asyncio.to_thread(_refuse_while_training, services, name)
+    for version in versions:
+        services.cleaner.refuse_in_flight(version)
     await asyncio.to_thread(services.registry.delete_adapter, name)
     for version in versions:
         await services.pins.forget(version)
     return Response(status_code=204)
 
 
-@router.get("/{name}/versions/{number}")
-async def show_version(name: str, number: int, services: ServicesDep) -> VersionInfo:
-    """One version with its lineage and metrics."""
-    return version_info(await asyncio.to_thread(services.registry.version, name, number))
+@router.get("/{name}/versions/{which}")
+async def show_version(name: str, which: str, services: ServicesDep) -> VersionInfo:
+    """One version, by its number or an alias, with its lineage and metrics."""
+    return version_info(await asyncio.to_thread(services.registry.resolve, f"{name}@{which}"))
 
 
 @router.delete("/{name}/versions/{number}", status_code=204)
@@ -86,6 +88,7 @@ async def delete_version(name: str, number: int, services: ServicesDep) -> Respo
     """Delete one version of an adapter."""
     version = await asyncio.to_thread(services.registry.version, name, number)
     await asyncio.to_thread(_refuse_while_training, services, name)
+    services.cleaner.refuse_in_flight(version)
     await asyncio.to_thread(services.registry.delete_version, name, number)
     await services.pins.forget(version)
     return Response(status_code=204)

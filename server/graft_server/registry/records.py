@@ -9,6 +9,7 @@ from typing import Any
 
 from graft_client.schemas.adapters import EvaluationSummary
 from graft_client.schemas.jobs import JobProgress, JobState
+from graft_client.schemas.lifecycle import AliasChange, GateReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,38 @@ class AdapterRecord:
     task: str
     created_at: datetime
     versions: tuple[VersionRecord, ...]
+    aliases: dict[str, int] = field(default_factory=dict)
+    """Version numbers by alias."""
 
     @property
     def latest(self) -> VersionRecord:
         return self.versions[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class AliasRecord:
+    """An alias as it is in place; ``revision`` is what a change of it is made from."""
+
+    adapter: str
+    name: str
+    version: VersionRecord
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class AliasEventRecord:
+    """One entry of an adapter's history; ``gate`` is what was measured for it."""
+
+    adapter: str
+    seq: int
+    alias: str
+    kind: AliasChange
+    version: int | None
+    previous: int | None
+    who: str
+    why: str
+    time: datetime
+    gate: GateReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

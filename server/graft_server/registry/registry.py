@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
 from graft_server.registry import adapters, datasets, jobs
+from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import Database
 from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
@@ -41,6 +42,7 @@ class Registry:
     def __init__(self, database: Database, store: ArtefactStore) -> None:
         self._database = database
         self._store = store
+        self.aliases = Aliases(database, store)
 
     @classmethod
     def open(cls, data_dir: Path, url: str | None = None) -> Registry:
@@ -145,17 +147,17 @@ class Registry:
         with self._database.read() as session:
             return [adapters.adapter_record(row, self._store) for row in adapters.list_adapters(session, task)]
 
-    def version(self, name: str, number: int | None = None) -> VersionRecord:
-        """A version of an adapter, the latest without a number.
+    def version(self, name: str, which: int | str | None = None) -> VersionRecord:
+        """A version of an adapter by number or alias, the latest without either.
 
         Raises:
             UnknownError: there is none.
         """
         with self._database.read() as session:
-            return adapters.version_record(adapters.find_version(session, name, number), self._store)
+            return adapters.version_record(adapters.find_version(session, name, which), self._store)
 
     def resolve(self, ref: str) -> VersionRecord:
-        """The version that ``name`` (the latest) or ``name@3`` stands for.
+        """The version that ``name`` (the latest), ``name@3`` or ``name@production`` stands for.
 
         Raises:
             UnknownError: there is none.
@@ -208,21 +210,26 @@ class Registry:
 
         Raises:
             UnknownError: there is none.
+            ConflictError: an alias stands for one of its versions.
         """
         with self._store.lock():
             with self._database.write() as session:
                 free = adapters.remove_adapter(session, adapters.find_adapter(session, name))
             self._remove_artefacts(free)
 
-    def delete_version(self, name: str, number: int) -> None:
+    def delete_version(self, name: str, number: int, *, unless_pinned: bool = False) -> None:
         """Delete a version with its files, and the adapter with its last version. The number is not used again.
 
         Raises:
             UnknownError: there is none.
+            ConflictError: an alias stands for it, or it is pinned and ``unless_pinned``.
         """
         with self._store.lock():
             with self._database.write() as session:
-                free = adapters.remove_version(session, adapters.find_version(session, name, number))
+                version = adapters.find_version(session, name, number)
+                if unless_pinned and version.pinned:
+                    raise ConflictError(f"{name}@{number} is pinned")
+                free = adapters.remove_version(session, version)
             self._remove_artefacts(free)
 
     def _remove_artefacts(self, digests: list[str]) -> None:
