@@ -40,6 +40,15 @@ from graft_client.schemas.predict import (
     PredictResponse,
     SamplingOverrides,
 )
+from graft_client.schemas.routes import (
+    ExplainRequest,
+    Explanation,
+    RouteEvent,
+    RouteInfo,
+    RouteSpec,
+    SetRouteRequest,
+    ShadowRecord,
+)
 from graft_client.schemas.status import Health, ServerStatus
 from graft_client.schemas.tasks import PluginList, TaskInfo, TrainingInfo
 
@@ -272,6 +281,46 @@ def collect_garbage(
     return Call("POST", "/api/gc", _document(GcReport), body=_request(GcRequest, **fields), repeatable=dry_run)
 
 
+def routes() -> Call[list[RouteInfo]]:
+    """Every route, with what its targets did lately."""
+    return _get("/api/routes", _documents(RouteInfo))
+
+
+def route(name: str) -> Call[RouteInfo]:
+    """One route, with what its targets did lately."""
+    return _get(_route(name), _document(RouteInfo))
+
+
+def set_route(name: str, spec: RouteSpec, *, why: str = "", revision: int | None = None) -> Call[RouteInfo]:
+    """Makes a route or changes it; with ``revision``, the one that the caller saw (0: no route), it is refused where
+    somebody was faster."""
+    body = _request(SetRouteRequest, spec=spec, why=why, revision=revision)
+    return Call("POST", _route(name), _document(RouteInfo), body=body)
+
+
+def delete_route(name: str, *, why: str = "") -> Call[None]:
+    """Deletes a route; its history is kept."""
+    return Call("DELETE", _route(name), _nothing, params={"why": why} if why else {})
+
+
+def route_history(name: str) -> Call[list[RouteEvent]]:
+    """What became of a route, the newest first: who, when and why; guards among them."""
+    return _get(f"{_route(name)}/history", _documents(RouteEvent))
+
+
+def route_shadow(name: str, *, limit: int = 100) -> Call[list[ShadowRecord]]:
+    """What a route's shadow answered beside what was returned, the newest first."""
+    return _get(f"{_route(name)}/shadow", _documents(ShadowRecord), limit=limit)
+
+
+def explain(
+    text: str, *, adapter: str | None = None, task: str | None = None, key: str | None = None
+) -> Call[Explanation]:
+    """How a request would be routed, step by step; nothing is answered. Without adapter and task: by its text."""
+    body = _request(ExplainRequest, text=text, adapter=adapter, task=task, key=key)
+    return Call("POST", "/api/explain", _document(Explanation), body=body, repeatable=True)
+
+
 def delete_adapter(name: str) -> Call[None]:
     """Deletes an adapter with all its versions."""
     return Call("DELETE", f"/api/adapters/{_segment(name)}", _nothing)
@@ -292,13 +341,15 @@ def predict(
     input: str | JsonObject,  # noqa: A002 - the name of the field in the API
     *,
     task: str | None = None,
+    key: str | None = None,
     sampling: SamplingOverrides | None = None,
 ) -> Call[PredictResponse]:
     """One answer. ``input`` is plain text, or a request by the task's schema.
 
-    Without an adapter the server routes by ``task``.
+    Without an adapter the server routes by ``task``, with the adapter ``auto`` by the text. Requests with the same
+    ``key`` go to the same target of a route.
     """
-    body = prediction(adapter, input, task=task, sampling=sampling)
+    body = prediction(adapter, input, task=task, key=key, sampling=sampling)
     return Call("POST", "/api/predict", _document(PredictResponse), body=body, repeatable=True)
 
 
@@ -307,10 +358,11 @@ def predict_stream(
     input: str | JsonObject,  # noqa: A002 - the name of the field in the API
     *,
     task: str | None = None,
+    key: str | None = None,
     sampling: SamplingOverrides | None = None,
 ) -> StreamCall[PredictEvent]:
     """The same answer as it is written: deltas, then the result. An error in between is raised."""
-    body = prediction(adapter, input, task=task, sampling=sampling).model_copy(update={"stream": True})
+    body = prediction(adapter, input, task=task, key=key, sampling=sampling).model_copy(update={"stream": True})
     return StreamCall("POST", "/api/predict", "sse", _predict_event, body=body)
 
 
@@ -338,6 +390,7 @@ def prediction(
     input: str | JsonObject,  # noqa: A002 - the name of the field in the API
     *,
     task: str | None = None,
+    key: str | None = None,
     sampling: SamplingOverrides | None = None,
 ) -> PredictRequest:
     """One item for ``predict_bulk``.
@@ -345,7 +398,7 @@ def prediction(
     Raises:
         UsageError: neither adapter nor task is named.
     """
-    fields: dict[str, Any] = {"adapter": adapter, "task": task}
+    fields: dict[str, Any] = {"adapter": adapter, "task": task, "key": key}
     fields["text" if isinstance(input, str) else "input"] = input
     if sampling is not None:
         fields["sampling"] = sampling
@@ -406,6 +459,10 @@ def _request(model: type[M], **fields: Any) -> M:
 
 def _pin(name: str, number: int) -> str:
     return f"/api/adapters/{_segment(name)}/versions/{number}/pin"
+
+
+def _route(name: str) -> str:
+    return f"/api/routes/{_segment(name)}"
 
 
 def _alias(name: str, alias: str) -> str:

@@ -29,6 +29,7 @@ from graft_server.api import (
     middleware,
     predict,
     problems,
+    routes,
     tasks,
 )
 from graft_server.api.openai import chat, completions, models
@@ -49,9 +50,11 @@ from graft_server.routing.resolver import Resolver
 from graft_server.services import UPLOADS, Services, base_name
 from graft_server.serving.cleaner import Cleaner
 from graft_server.serving.evaluator import Evaluator
+from graft_server.serving.guards import CanaryStop, Guards
 from graft_server.serving.job_results import JobResults
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
+from graft_server.serving.shadows import FOLDER, Shadows
 from graft_server.training.runner import JobRunner
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,7 @@ _ROUTERS = (
     adapters.router,
     aliases.router,
     gc.router,
+    routes.router,
     predict.router,
     evaluations.router,
     models.router,
@@ -87,12 +91,16 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
     )
     turnstile = Turnstile(gate, on_enqueue=engine.prefetch)
     resolver = Resolver(registry, host, base_name=lambda: base_name(engine, settings))
+    guards = Guards(CanaryStop(registry))
+    shadows = Shadows(settings.data_dir / FOLDER)
     predictor = Predictor(
         resolver=resolver,
         engine=engine,
         turnstile=turnstile,
         observers=observers,
         metrics=metrics,
+        guards=guards,
+        shadows=shadows,
         timeout=settings.request_timeout_seconds,
     )
     pins = Pins(registry, engine, turnstile)
@@ -106,6 +114,8 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
         pins=pins,
+        guards=guards,
+        shadows=shadows,
         cleaner=Cleaner(registry, pins, predictor.traffic),
         metrics=metrics,
         observers=observers,
@@ -161,6 +171,7 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
         stack.push_async_callback(engine.stop)
         services = assemble(settings, registry, host, engine)
         stack.push_async_callback(asyncio.to_thread, services.observers.close)
+        stack.push_async_callback(services.shadows.close)
         url = url_of(bound)
         if not is_loopback(bound):
             log.warning("listening beyond this machine at %s: anyone who can reach it can use it", url)

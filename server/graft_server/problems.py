@@ -29,6 +29,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown-route": (404, "No such route"),
     "unknown-adapter": (404, "No such adapter"),
     "unknown-version": (404, "No such adapter version"),
+    "unknown-route-name": (404, "No such route of requests"),
     "unknown-task": (404, "No such task"),
     "unknown-dataset": (404, "No such dataset"),
     "unknown-job": (404, "No such job"),
@@ -92,8 +93,10 @@ def as_problem(error: BaseException) -> ProblemError | None:
         case ProblemError():
             return error
         case UnknownError() | UnknownNameError():
-            # The last word: an "adapter version" is a version.
-            code = f"unknown-{error.kind.split()[-1]}"
+            # The last word: an "adapter version" is a version. "unknown-route" is another thing:
+            # a path that this server does not answer.
+            kind = error.kind.split()[-1]
+            code = "unknown-route-name" if kind == "route" else f"unknown-{kind}"
             return ProblemError(code if code in CODES else "invalid-request", str(error), nearest=error.nearest)
         case OptionError():
             place = FieldError(place=f"options.{error.name}", message=str(error))

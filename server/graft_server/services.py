@@ -17,8 +17,10 @@ from graft_server.registry import Registry
 from graft_server.routing.resolver import Resolver
 from graft_server.serving.cleaner import Cleaner
 from graft_server.serving.evaluator import Evaluator
+from graft_server.serving.guards import Guards
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
+from graft_server.serving.shadows import Shadows
 
 #: Folder of the data folder where uploads lie until they are taken in.
 UPLOADS = "uploads"
@@ -48,6 +50,8 @@ class Services:
     evaluator: Evaluator
     pins: Pins
     cleaner: Cleaner
+    guards: Guards
+    shadows: Shadows
     metrics: Metrics
     observers: Observers
     lifecycle: Lifecycle = field(default_factory=Lifecycle)

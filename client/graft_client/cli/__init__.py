@@ -16,6 +16,7 @@ _COMMANDS = {
     "train": ("graft_client.cli.train:train", "Train an adapter on files of examples."),
     "jobs": ("graft_client.cli.jobs:jobs", "Follow, cancel and resume training jobs."),
     "adapters": ("graft_client.cli.adapters:adapters", "List, register, promote, export, pin and delete adapters."),
+    "routes": ("graft_client.cli.routes:routes", "Spread requests over versions, and see why they go where."),
     "query": ("graft_client.cli.query:query", "Ask an adapter once; the answer is streamed."),
     "predict": ("graft_client.cli.predict:predict", "Answer a file of requests; goes on where it stopped."),
     "evaluate": ("graft_client.cli.evaluate:evaluate", "Measure an adapter on a file of examples."),

@@ -54,6 +54,11 @@ def complete_alias(ctx: click.Context, _: click.Parameter, incomplete: str) -> l
     return _ask(ctx, incomplete, lambda client: sorted({PRODUCTION, *client.adapter(name).aliases}))
 
 
+def complete_route(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Route names."""
+    return _ask(ctx, incomplete, lambda client: (route.name for route in client.routes()))
+
+
 def complete_task(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Task names."""
     return _ask(ctx, incomplete, lambda client: (task.name for task in client.tasks()))

@@ -220,7 +220,7 @@ def _gate(event: AliasEvent) -> str | None:
 
 def _show_gc(report: GcReport) -> None:
     verb = "would be deleted" if report.dry_run else "deleted"
-    rows = [(v.ref, verb, None, render.size(v.size_bytes), v.created_at) for v in report.deleted]
+    rows = [(v.ref, verb, v.kept_because, render.size(v.size_bytes), v.created_at) for v in report.deleted]
     rows += [(v.ref, "stays", v.kept_because, render.size(v.size_bytes), v.created_at) for v in report.kept]
     if rows:
         render.table(["version", "what", "why", "size", "published"], rows, right=("size",))

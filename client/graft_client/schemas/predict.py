@@ -39,12 +39,16 @@ class SamplingOverrides(RequestSchema):
 
 
 class PredictRequest(RequestSchema):
-    """One request: for an adapter (``name``, ``name@N``), a task, or ``base`` with a task."""
+    """One request: for an adapter (``name``, ``name@N``, ``name@alias``), a route, a task, ``auto``, or ``base`` with a
+    task."""
 
     adapter: str | None = None
     task: str | None = None
     input: dict[str, Any] | None = Field(None, description="A request of the task, by its schema.")
     text: str | None = Field(None, description="Plain text, which the task turns into a request.")
+    key: str | None = Field(
+        None, max_length=256, description="Requests with the same key go to the same target of a route."
+    )
     sampling: SamplingOverrides = SamplingOverrides()
     stream: bool = False
     timeout: float | None = Field(

@@ -6,7 +6,16 @@ from graft_client.schemas.adapters import AdapterInfo, VersionInfo
 from graft_client.schemas.datasets import DatasetFile, DatasetInfo
 from graft_client.schemas.jobs import JobInfo
 from graft_client.schemas.lifecycle import AliasEvent
-from graft_server.registry.records import AdapterRecord, AliasEventRecord, DatasetRecord, JobRecord, VersionRecord
+from graft_client.schemas.routes import RouteEvent, RouteInfo, TargetFigures
+from graft_server.registry.records import (
+    AdapterRecord,
+    AliasEventRecord,
+    DatasetRecord,
+    JobRecord,
+    RouteEventRecord,
+    RouteRecord,
+    VersionRecord,
+)
 
 
 def version_info(record: VersionRecord) -> VersionInfo:
@@ -59,6 +68,29 @@ def alias_event(record: AliasEventRecord) -> AliasEvent:
         why=record.why,
         time=record.time,
         gate=record.gate,
+    )
+
+
+def route_info(record: RouteRecord, live: list[TargetFigures]) -> RouteInfo:
+    return RouteInfo(
+        name=record.name,
+        task=record.task,
+        revision=record.revision,
+        spec=record.spec,
+        updated_at=record.updated_at,
+        live=live,
+    )
+
+
+def route_event(record: RouteEventRecord) -> RouteEvent:
+    return RouteEvent(
+        route=record.route,
+        seq=record.seq,
+        kind=record.kind,
+        who=record.who,
+        why=record.why,
+        time=record.time,
+        spec=record.spec,
     )
 
 

@@ -86,12 +86,9 @@ def find_adapter(session: Session, name: str) -> Adapter:
     return adapter
 
 
-def find_version(session: Session, name: str, which: int | str | None) -> Version:
-    """A version by number or by alias, or the latest.
-
-    Raises:
-        UnknownError: the adapter, the version or the alias does not exist.
-    """
+def seek_version(session: Session, name: str, which: int | str | None) -> Version | None:
+    """A version by number or by alias, or the latest; ``None`` where there is none. Every request asks for one, so
+    it is one query."""
     query = _WHOLE_VERSIONS.where(Version.adapter == name)
     if isinstance(which, int):
         query = query.where(Version.number == which)
@@ -99,8 +96,16 @@ def find_version(session: Session, name: str, which: int | str | None) -> Versio
         query = query.join(Alias, Alias.engine_id == Version.engine_id).where(
             Alias.adapter == name, Alias.name == which
         )
-    # Every request asks for a version, so it is one query; which of the two is unknown is asked only then.
-    version = session.scalar(query.order_by(Version.number.desc()).limit(1))
+    return session.scalar(query.order_by(Version.number.desc()).limit(1))
+
+
+def find_version(session: Session, name: str, which: int | str | None) -> Version:
+    """A version by number or by alias, or the latest.
+
+    Raises:
+        UnknownError: the adapter, the version or the alias does not exist.
+    """
+    version = seek_version(session, name, which)
     if version is None:
         adapter = find_adapter(session, name)
         near = get_close_matches(str(which), [alias.name for alias in adapter.aliases], n=1)

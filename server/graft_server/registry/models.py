@@ -147,6 +147,43 @@ class AliasEvent(Table):
     gate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
+class RouteRow(Table):
+    """A name that leads to versions by weight. ``revision`` counts its changes."""
+
+    __tablename__ = "routes"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    task: Mapped[str] = mapped_column(String(64))
+    spec: Mapped[dict[str, Any]]
+    revision: Mapped[int]
+    updated_at: Mapped[datetime]
+
+
+class RouteVersion(Table):
+    """A version that a route needs, as a target, a shadow or a fallback."""
+
+    __tablename__ = "route_versions"
+
+    route: Mapped[str] = mapped_column(ForeignKey("routes.name"), primary_key=True)
+    engine_id: Mapped[int] = mapped_column(
+        ForeignKey("versions.engine_id"), primary_key=True, autoincrement=False, index=True
+    )
+
+
+class RouteEvent(Table):
+    """One entry of a route's history; ``seq`` counts from 1 within its name. It outlives the route."""
+
+    __tablename__ = "route_events"
+
+    route: Mapped[str] = mapped_column(String(64), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(String(16))
+    who: Mapped[str] = mapped_column(String(128))
+    why: Mapped[str] = mapped_column(Text)
+    time: Mapped[datetime]
+    spec: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
 class Dataset(Table):
     __tablename__ = "datasets"
 

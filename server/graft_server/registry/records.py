@@ -10,6 +10,7 @@ from typing import Any
 from graft_client.schemas.adapters import EvaluationSummary
 from graft_client.schemas.jobs import JobProgress, JobState
 from graft_client.schemas.lifecycle import AliasChange, GateReport
+from graft_client.schemas.routes import RouteChange, RouteSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,31 @@ class AliasEventRecord:
     why: str
     time: datetime
     gate: GateReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRecord:
+    """A route with every version that it names, by ``name@N``."""
+
+    name: str
+    task: str
+    spec: RouteSpec
+    revision: int
+    updated_at: datetime
+    versions: dict[str, VersionRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteEventRecord:
+    """One entry of a route's history; ``spec`` is how the route was from then on."""
+
+    route: str
+    seq: int
+    kind: RouteChange
+    who: str
+    why: str
+    time: datetime
+    spec: RouteSpec | None
 
 
 @dataclass(frozen=True, slots=True)

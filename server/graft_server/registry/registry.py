@@ -22,8 +22,16 @@ from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import Database
 from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
 from graft_server.registry.jobs import EventKind
-from graft_server.registry.models import Adapter, Artefact, Dataset, Job, Setting, Version
-from graft_server.registry.records import AdapterRecord, DatasetRecord, JobRecord, Lineage, VersionRecord
+from graft_server.registry.models import Adapter, Artefact, Dataset, Job, RouteRow, Setting, Version
+from graft_server.registry.records import (
+    AdapterRecord,
+    DatasetRecord,
+    JobRecord,
+    Lineage,
+    RouteRecord,
+    VersionRecord,
+)
+from graft_server.registry.routes import Routes, refuse_routed, route_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,7 @@ class Registry:
         self._database = database
         self._store = store
         self.aliases = Aliases(database, store)
+        self.routes = Routes(database, store)
 
     @classmethod
     def open(cls, data_dir: Path, url: str | None = None) -> Registry:
@@ -97,8 +106,8 @@ class Registry:
         Raises:
             InvalidNameError: no adapter can be called so.
             UnknownError: there is no such job.
-            ConflictError: the adapter belongs to another task, the job is not at work, or what it published
-                was deleted.
+            ConflictError: the adapter belongs to another task, a route has its name, the job is not at work, or what
+                it published was deleted.
             RefusedArtefactError: the folder holds what is not stored.
             StorageFullError: no space is left; nothing was changed.
         """
@@ -117,6 +126,8 @@ class Registry:
             if job_id is not None and (published := self._published_by(session, job_id)):
                 return published
             adapters.check_task(session, name, lineage.task)
+            if session.get(RouteRow, name) is not None:
+                raise ConflictError(f"{name!r} is a route; an adapter needs a name of its own")
             version = adapters.add_version(session, name, staged, lineage)
             if job_id is not None:
                 job = jobs.find(session, job_id, lock=True)
@@ -164,6 +175,22 @@ class Registry:
         """
         return self.version(*adapters.parse_ref(ref))
 
+    def target(self, ref: str) -> VersionRecord | RouteRecord:
+        """What a request names: a version, as ``resolve`` takes it, or a route.
+
+        Raises:
+            UnknownError: there is neither.
+        """
+        name, which = adapters.parse_ref(ref)
+        with self._database.read() as session:
+            version = adapters.seek_version(session, name, which)
+            if version is not None:
+                return adapters.version_record(version, self._store)
+            row = session.get(RouteRow, name) if which is None else None
+            if row is not None:
+                return route_record(session, row, self._store)
+            return adapters.version_record(adapters.find_version(session, name, which), self._store)
+
     def latest_for_task(self, task: str) -> VersionRecord | None:
         """The version of a task that was published last."""
         with self._database.read() as session:
@@ -210,11 +237,13 @@ class Registry:
 
         Raises:
             UnknownError: there is none.
-            ConflictError: an alias stands for one of its versions.
+            ConflictError: an alias stands for one of its versions, or a route needs it.
         """
         with self._store.lock():
             with self._database.write() as session:
-                free = adapters.remove_adapter(session, adapters.find_adapter(session, name))
+                adapter = adapters.find_adapter(session, name)
+                refuse_routed(session, adapter.versions)
+                free = adapters.remove_adapter(session, adapter)
             self._remove_artefacts(free)
 
     def delete_version(self, name: str, number: int, *, unless_pinned: bool = False) -> None:
@@ -222,13 +251,14 @@ class Registry:
 
         Raises:
             UnknownError: there is none.
-            ConflictError: an alias stands for it, or it is pinned and ``unless_pinned``.
+            ConflictError: an alias stands for it, a route needs it, or it is pinned and ``unless_pinned``.
         """
         with self._store.lock():
             with self._database.write() as session:
                 version = adapters.find_version(session, name, number)
                 if unless_pinned and version.pinned:
                     raise ConflictError(f"{name}@{number} is pinned")
+                refuse_routed(session, [version])
                 free = adapters.remove_version(session, version)
             self._remove_artefacts(free)
 

@@ -1,4 +1,4 @@
-"""Retention: which old versions may go, and their deletion. What is aliased, pinned or in flight stays."""
+"""Retention: which old versions may go, and their deletion. What is aliased, routed, pinned or in flight stays."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Cleaner:
     def _reasons(self) -> dict[int, str]:
         """Why versions must stay, by engine id."""
         pinned = {version.engine_id: "is pinned" for version in self._registry.pinned_versions()}
-        return pinned | self._registry.aliases.in_use()
+        return pinned | self._registry.routes.in_use() | self._registry.aliases.in_use()
 
     def _busy(self, version: VersionRecord) -> str | None:
         return "has requests in flight" if self._traffic.in_flight(version.ref) else None
