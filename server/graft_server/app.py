@@ -46,7 +46,12 @@ from graft_server.observers import Observers
 from graft_server.plugins import server_plugins
 from graft_server.progress import StartupProgress
 from graft_server.registry import Registry, RegistryError
+from graft_server.registry.records import VersionRecord
+from graft_server.routing.auto.catalogue import FOLDER as PROFILES
+from graft_server.routing.auto.catalogue import ProfileCatalogue
+from graft_server.routing.auto.choice import AutoRouter
 from graft_server.routing.resolver import Resolver
+from graft_server.routing.states import StateCache
 from graft_server.services import UPLOADS, Services, base_name
 from graft_server.serving.cleaner import Cleaner
 from graft_server.serving.evaluator import Evaluator
@@ -90,7 +95,10 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         turn_seconds=settings.max_turn_seconds,
     )
     turnstile = Turnstile(gate, on_enqueue=engine.prefetch)
-    resolver = Resolver(registry, host, base_name=lambda: base_name(engine, settings))
+    states = StateCache()
+    profiles = ProfileCatalogue(registry, host, states, settings.data_dir / PROFILES)
+    auto = AutoRouter(registry, host, profiles, threshold=settings.auto_threshold, below=settings.auto_below)
+    resolver = Resolver(registry, host, states, auto, base_name=lambda: base_name(engine, settings))
     guards = Guards(CanaryStop(registry))
     shadows = Shadows(settings.data_dir / FOLDER)
     predictor = Predictor(
@@ -114,6 +122,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
         pins=pins,
+        profiles=profiles,
         guards=guards,
         shadows=shadows,
         cleaner=Cleaner(registry, pins, predictor.traffic),
@@ -199,6 +208,7 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     except (EngineError, base_model.BaseModelError) as error:
         raise GraftError(str(error)) from error
     await services.pins.restore()
+    await asyncio.to_thread(services.profiles.refresh)
     runner = _job_runner(services, base)
     await runner.start()
     stack.push_async_callback(runner.stop)
@@ -214,13 +224,18 @@ def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
     def tell(hook: str, document: VersionInfo | JobInfo) -> None:
         services.observers.tell(hook, document.model_dump(mode="json"))
 
+    def published(version: VersionRecord) -> None:
+        tell("version_published", version_info(version))
+        # So that no request has to wait for its profile to be made.
+        asyncio.get_running_loop().run_in_executor(None, services.profiles.refresh)
+
     return JobRunner(
         services.registry,
         services.host,
         base,
         services.settings,
         evaluate=JobResults(services.host, services.evaluator).evaluate,
-        on_published=lambda version: tell("version_published", version_info(version)),
+        on_published=published,
         on_finished=lambda job: tell("job_finished", job_info(job)),
     )
 

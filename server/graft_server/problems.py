@@ -36,6 +36,7 @@ CODES: dict[str, tuple[int, str]] = {
     "method-not-allowed": (405, "The route does not take this method"),
     "conflict": (409, "In conflict with what exists"),
     "gate-refused": (409, "The version is not good enough to be promoted"),
+    "undecided": (409, "It is not clear which adapter is meant"),
     "task-mismatch": (409, "The adapter serves another task"),
     "task-missing": (409, "The adapter's task is not installed"),
     "body-too-large": (413, "The request body is too large"),

@@ -14,6 +14,7 @@ from graft_server.lifecycle import Lifecycle
 from graft_server.observability import Metrics
 from graft_server.observers import Observers
 from graft_server.registry import Registry
+from graft_server.routing.auto.catalogue import ProfileCatalogue
 from graft_server.routing.resolver import Resolver
 from graft_server.serving.cleaner import Cleaner
 from graft_server.serving.evaluator import Evaluator
@@ -49,6 +50,7 @@ class Services:
     predictor: Predictor
     evaluator: Evaluator
     pins: Pins
+    profiles: ProfileCatalogue
     cleaner: Cleaner
     guards: Guards
     shadows: Shadows

@@ -67,6 +67,15 @@ class PredictRequest(RequestSchema):
         return self
 
 
+class AutoChoice(Schema):
+    """How `auto` decided."""
+
+    adapter: str = Field(description="`name@N`, or `base` where nothing fitted well enough.")
+    confidence: float = Field(description="Of the best adapter, from 0 to 1.")
+    runner_up: str | None = None
+    runner_up_confidence: float | None = None
+
+
 class PredictResponse(Schema):
     """An answer, and which adapter version gave it."""
 
@@ -78,6 +87,7 @@ class PredictResponse(Schema):
     finish_reason: str = "stop"
     usage: Usage
     timings: Timings
+    routing: AutoChoice | None = Field(None, description="How the adapter was chosen, where the text decided.")
 
 
 class PredictEvent(Schema):

@@ -143,6 +143,12 @@ def latest_for_task(session: Session, task: str) -> Version | None:
     return session.scalar(_WHOLE_VERSIONS.where(Version.task == task).order_by(Version.engine_id.desc()).limit(1))
 
 
+def list_trained(session: Session, after: int) -> list[Version]:
+    """Those with a dataset, in the order in which they were published."""
+    query = _WHOLE_VERSIONS.where(Version.engine_id > after, Version.dataset.is_not(None))
+    return list(session.scalars(query.order_by(Version.engine_id)))
+
+
 def list_pinned(session: Session) -> list[Version]:
     """In the order in which they were published."""
     query = select(Version).where(Version.pinned).order_by(Version.engine_id).options(joinedload(Version.artefact))

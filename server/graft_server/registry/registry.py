@@ -191,6 +191,31 @@ class Registry:
                 return route_record(session, row, self._store)
             return adapters.version_record(adapters.find_version(session, name, which), self._store)
 
+    def preferred(self, name: str, alias: str) -> VersionRecord:
+        """What an alias of an adapter stands for, or the latest version where it stands for nothing.
+
+        Raises:
+            UnknownError: there is no such adapter.
+        """
+        with self._database.read() as session:
+            version = adapters.seek_version(session, name, alias) or adapters.find_version(session, name, None)
+            return adapters.version_record(version, self._store)
+
+    def newest_engine_id(self) -> int:
+        """The number of the version published last of all that are left; 0 where there is none."""
+        with self._database.read() as session:
+            return session.scalar(select(func.max(Version.engine_id))) or 0
+
+    def trained_after(self, engine_id: int) -> list[VersionRecord]:
+        """The versions with a dataset that were published after one, in that order."""
+        with self._database.read() as session:
+            return [adapters.version_record(row, self._store) for row in adapters.list_trained(session, engine_id)]
+
+    def adapter_names(self) -> set[str]:
+        """The names of all adapters."""
+        with self._database.read() as session:
+            return set(session.scalars(select(Adapter.name)))
+
     def latest_for_task(self, task: str) -> VersionRecord | None:
         """The version of a task that was published last."""
         with self._database.read() as session:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 
 from pydantic import BaseModel
 
+from graft_client.schemas.predict import AutoChoice
 from graft_plugins.errors import UnknownNameError
 from graft_plugins.manager import PluginHost
-from graft_plugins.router import RouteCandidate
 from graft_plugins.task import AnyTask
 from graft_server.problems import ProblemError
 from graft_server.registry import Registry
 from graft_server.registry.records import RouteRecord, VersionRecord
+from graft_server.routing.auto.choice import AutoRouter
 from graft_server.routing.states import StateCache
 from graft_server.routing.weights import pick
 
@@ -37,7 +38,7 @@ def _silent(_: str) -> None:
 class Route:
     """Where a request goes. ``version`` is ``None`` for the base model; ``note`` says how it was decided where the
     caller left it open. ``via`` is the route of the registry that led here, ``fallback`` who answers where the version
-    can't be loaded, and ``shadow`` who gets a copy."""
+    can't be loaded, ``shadow`` who gets a copy, and ``choice`` how sure ``auto`` was."""
 
     task: AnyTask
     state: BaseModel
@@ -46,6 +47,7 @@ class Route:
     via: RouteRecord | None = None
     fallback: tuple[Route, ...] = ()
     shadow: Route | None = None
+    choice: AutoChoice | None = None
 
     @property
     def ref(self) -> str:
@@ -56,11 +58,20 @@ class Resolver:
     """Resolves names against the registry, so it always sees what was published last. Blocking: call it in a
     thread."""
 
-    def __init__(self, registry: Registry, host: PluginHost, *, base_name: Callable[[], str] = lambda: "base") -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        host: PluginHost,
+        states: StateCache,
+        auto: AutoRouter,
+        *,
+        base_name: Callable[[], str] = lambda: "base",
+    ) -> None:
         self._registry = registry
         self._host = host
+        self._states = states
+        self._auto = auto
         self._base_name = base_name
-        self._states = StateCache()
 
     def resolve(
         self,
@@ -169,27 +180,9 @@ class Resolver:
     def _choose(self, task: str | None, text: str, say: Say) -> Route:
         if task is not None:
             self._host.task(task)
-        adapters = {record.name: record for record in self._registry.adapters(task)}
-        candidates = [
-            RouteCandidate(name=record.name, task=record.task, description=self._describe(record.task))
-            for record in adapters.values()
-        ]
-        for router in self._host.routers.values() if candidates else ():
-            try:
-                choice = router.choose(text, candidates)
-                if choice is None:
-                    continue
-                version = adapters[choice.name].latest
-            # A router is foreign code: whatever it does, the request still gets an answer.
-            except Exception:
-                log.exception("router %s failed; the next one is asked", router.name)
-                continue
-            note = f"router {router.name} chose {version.ref} with confidence {choice.confidence:.2f}"
-            return self._version(version, note=note)
-        return self._base(task or DEFAULT_TASK, note="no router chose an adapter, so the base model answers")
-
-    def _describe(self, task: str) -> str:
-        try:
-            return self._host.task(task).description
-        except UnknownNameError:
-            return ""
+        chosen = self._auto.choose(text, task, say)
+        if chosen.version is None:
+            route = self._base(task or DEFAULT_TASK, note=chosen.note)
+        else:
+            route = self._version(chosen.version, note=chosen.note)
+        return replace(route, choice=chosen.choice)

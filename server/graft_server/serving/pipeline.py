@@ -113,6 +113,19 @@ def plan_verbatim(route: Route, text: str, *, sampling: Mapping[str, Any] | None
     return Plan(route, None, Prompt(text=text), _override(Generate(), sampling))
 
 
+def texts_in(document: Any) -> str:
+    """All texts in a request's document, for a router that does not know its task."""
+    match document:
+        case str():
+            return document
+        case dict():
+            return "\n".join(filter(None, map(texts_in, document.values())))
+        case list():
+            return "\n".join(filter(None, map(texts_in, document)))
+        case _:
+            return ""
+
+
 def parse_output(plan: Plan, output: Output) -> Parsed:
     """The model's output as the task's response, or as it is where the caller brought the prompt.
 

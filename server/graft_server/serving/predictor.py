@@ -34,7 +34,7 @@ from graft_server.routing.resolver import Resolver, Route
 from graft_server.serving import convert
 from graft_server.serving.cost import estimated_tokens
 from graft_server.serving.guards import FAULTS, Guards, Outcome, metric_of
-from graft_server.serving.pipeline import Parsed, Plan, parse_output, plan_request, replanned
+from graft_server.serving.pipeline import Parsed, Plan, parse_output, plan_request, replanned, texts_in
 from graft_server.serving.shadows import Shadows
 from graft_server.serving.traffic import Flight, Traffic
 
@@ -89,6 +89,7 @@ class Answer:
             finish_reason=self.finish_reason,
             usage=self.usage,
             timings=self.timings,
+            routing=self.route.choice,
         )
 
 
@@ -167,7 +168,7 @@ class Predictor:
         """
 
         def plan() -> Plan:
-            text = request.text if request.text is not None else str(request.input)
+            text = request.text if request.text is not None else texts_in(request.input)
             route = self._resolver.resolve(request.adapter, request.task, text, key=request.key)
             sampling = request.sampling.model_dump(exclude_none=True)
             if request.sampling.stop is not None:

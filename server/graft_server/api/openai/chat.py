@@ -69,8 +69,10 @@ async def chat_completions(
 def _plan(
     services: Services, model: str, messages: Sequence[Message], sampling: dict[str, Any], key: str | None
 ) -> Plan:
-    last = next((message.content for message in reversed(messages) if message.role == "user"), "")
-    route = services.resolver.resolve(model, None, last, key=key)
+    # What the conversation is for often stands in the system message alone ("Translate from English to German.").
+    last = next((message for message in reversed(messages) if message.role == "user"), None)
+    told = [message.content for message in messages if message.role == "system" or message is last]
+    route = services.resolver.resolve(model, None, "\n".join(told), key=key)
     return plan_messages(route, messages, sampling=sampling)
 
 
