@@ -336,6 +336,20 @@ def download_adapter(ref: str) -> StreamCall[bytes]:
     return StreamCall("GET", f"/api/adapters/{_segment(ref)}/archive", "bytes", _bytes)
 
 
+def download_bundle(ref: str) -> StreamCall[bytes]:
+    """A version with its lineage and the hash of each file, as an archive that ``import_bundle`` takes."""
+    return StreamCall("GET", f"/api/adapters/{_segment(ref)}/bundle", "bytes", _bytes)
+
+
+def import_bundle(
+    bundle: str | os.PathLike[str], *, name: str | None = None, progress: Progress | None = None
+) -> Call[VersionInfo]:
+    """Publishes a bundle of another server as the next version of its adapter, or of ``name``; it verifies every
+    hash."""
+    upload = Upload({"name": name} if name is not None else {}, _existing(bundle), progress)
+    return Call("POST", "/api/bundles", _document(VersionInfo), upload=upload)
+
+
 def predict(
     adapter: str | None,
     input: str | JsonObject,  # noqa: A002 - the name of the field in the API

@@ -113,6 +113,8 @@ class Client:
     delete_adapter = _single(calls.delete_adapter)
     delete_version = _single(calls.delete_version)
     download_adapter = _stream(calls.download_adapter)
+    download_bundle = _stream(calls.download_bundle)
+    import_bundle = _single(calls.import_bundle)
     predict = _single(calls.predict)
     predict_stream = _stream(calls.predict_stream)
     predict_bulk = _stream(calls.predict_bulk)

@@ -21,6 +21,7 @@ from graft_server.admission.turnstile import Turnstile
 from graft_server.api import (
     adapters,
     aliases,
+    bundles,
     datasets,
     evaluations,
     gc,
@@ -71,6 +72,7 @@ _ROUTERS = (
     jobs.router,
     adapters.router,
     aliases.router,
+    bundles.router,
     gc.router,
     routes.router,
     predict.router,

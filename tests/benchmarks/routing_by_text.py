@@ -2,13 +2,13 @@
 
 The adapters are profiles of real training rows, without the rows that are asked: English to German, French, Spanish,
 Italian and Dutch interface texts, questions on construction law in English and Swedish, conversations, and films. A
-request is what the task makes of a held-out row, as somebody sends it who says what is wanted: "Translate from English to
-German.", then the text. Without that sentence nothing can tell the five languages apart, for their sources are the
+request is what the task makes of a held-out row, as somebody sends it who says what is wanted: "Translate from English
+to German.", then the text. Without that sentence nothing can tell the five languages apart, for their sources are the
 same texts; ``auto_right_bare`` is what is left then for adapters that translate the other way, so that each has a
 language of its own. It counts as wrong whatever falls below the server's own threshold.
 
-``auto_rejected`` is the share of ``fixtures/unrelated.txt`` (questions, code, chores, in eleven languages) that falls below
-it. The threshold was chosen with other texts than these. ``auto_1000_over_9`` is the median time of a decision
+``auto_rejected`` is the share of ``fixtures/unrelated.txt`` (questions, code, chores, in eleven languages) that falls
+below it. The threshold was chosen with other texts than these. ``auto_1000_over_9`` is the median time of a decision
 among 1,000 adapters over that among nine.
 
     PYTHONPATH=tests:deploy python tests/benchmarks/routing_by_text.py --base-model FOLDER

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from graft_client.cli import render
+from graft_client.cli.bundles import pull, push
 from graft_client.cli.completion import complete_adapter, complete_task
 from graft_client.cli.confirm import confirmed
 from graft_client.cli.lazy import Group
@@ -205,7 +206,7 @@ def export(session: Session, adapter: str, output: Path, force: bool) -> None:
         click.echo(f"wrote {', '.join(names)} to {output}")
 
 
-for command in (promote, rollback, history, unalias, gc):
+for command in (promote, rollback, history, unalias, gc, push, pull):
     adapters.add_command(command)
 
 

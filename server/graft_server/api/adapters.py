@@ -50,8 +50,8 @@ async def register_adapter(
     await asyncio.to_thread(check_adapter_name, services, name, task)
     async with staged(files, services.uploads, check_file_name) as paths:
         folder = paths[0].parent
-        lineage = await asyncio.to_thread(_inspect, services, task, folder)
-        await _validate(services, name, folder, lineage)
+        lineage = await asyncio.to_thread(inspect_folder, services, task, folder)
+        await validate_folder(services, name, folder, lineage)
         record = await asyncio.to_thread(services.registry.publish, name, folder, lineage)
     info = version_info(record)
     services.observers.tell("version_published", info.model_dump(mode="json"))
@@ -140,8 +140,12 @@ def check_adapter_name(services: Services, name: str, task: str) -> None:
         raise ProblemError("conflict", detail)
 
 
-def _inspect(services: Services, task_name: str, folder: Path) -> Lineage:
-    """What the files say about themselves, as far as this process can check it."""
+def inspect_folder(services: Services, task_name: str, folder: Path) -> Lineage:
+    """What the files say about themselves, as far as this process can check it. Blocking.
+
+    Raises:
+        ProblemError: ``invalid-adapter`` or ``unservable``.
+    """
     found = read_adapter_folder(
         folder, services.host.task(task_name), services.host.methods, services.engine.model.fingerprint
     )
@@ -168,7 +172,12 @@ def _inspect(services: Services, task_name: str, folder: Path) -> Lineage:
     )
 
 
-async def _validate(services: Services, name: str, folder: Path, lineage: Lineage) -> None:
+async def validate_folder(services: Services, name: str, folder: Path, lineage: Lineage) -> None:
+    """Let the engine read an adapter folder.
+
+    Raises:
+        ProblemError: ``invalid-adapter``.
+    """
     source = unpublished_source(ref=name, path=str(folder), method=lineage.method, rank=lineage.rank)
     try:
         await services.engine.validate(source)
