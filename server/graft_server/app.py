@@ -20,13 +20,17 @@ from graft_server.admission.gate import Gate
 from graft_server.admission.turnstile import Turnstile
 from graft_server.api import (
     adapters,
+    aliases,
+    bundles,
     datasets,
     evaluations,
+    gc,
     health,
     jobs,
     middleware,
     predict,
     problems,
+    routes,
     tasks,
 )
 from graft_server.api.openai import chat, completions, models
@@ -43,12 +47,20 @@ from graft_server.observers import Observers
 from graft_server.plugins import server_plugins
 from graft_server.progress import StartupProgress
 from graft_server.registry import Registry, RegistryError
+from graft_server.registry.records import VersionRecord
+from graft_server.routing.auto.catalogue import FOLDER as PROFILES
+from graft_server.routing.auto.catalogue import ProfileCatalogue
+from graft_server.routing.auto.choice import AutoRouter
 from graft_server.routing.resolver import Resolver
+from graft_server.routing.states import StateCache
 from graft_server.services import UPLOADS, Services, base_name
+from graft_server.serving.cleaner import Cleaner
 from graft_server.serving.evaluator import Evaluator
+from graft_server.serving.guards import CanaryStop, Guards
 from graft_server.serving.job_results import JobResults
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
+from graft_server.serving.shadows import FOLDER, Shadows
 from graft_server.training.runner import JobRunner
 
 log = logging.getLogger(__name__)
@@ -59,6 +71,10 @@ _ROUTERS = (
     datasets.router,
     jobs.router,
     adapters.router,
+    aliases.router,
+    bundles.router,
+    gc.router,
+    routes.router,
     predict.router,
     evaluations.router,
     models.router,
@@ -81,15 +97,23 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         turn_seconds=settings.max_turn_seconds,
     )
     turnstile = Turnstile(gate, on_enqueue=engine.prefetch)
-    resolver = Resolver(registry, host, base_name=lambda: base_name(engine, settings))
+    states = StateCache()
+    profiles = ProfileCatalogue(registry, host, states, settings.data_dir / PROFILES)
+    auto = AutoRouter(registry, host, profiles, threshold=settings.auto_threshold, below=settings.auto_below)
+    resolver = Resolver(registry, host, states, auto, base_name=lambda: base_name(engine, settings))
+    guards = Guards(CanaryStop(registry))
+    shadows = Shadows(settings.data_dir / FOLDER)
     predictor = Predictor(
         resolver=resolver,
         engine=engine,
         turnstile=turnstile,
         observers=observers,
         metrics=metrics,
+        guards=guards,
+        shadows=shadows,
         timeout=settings.request_timeout_seconds,
     )
+    pins = Pins(registry, engine, turnstile)
     services = Services(
         settings=settings,
         registry=registry,
@@ -99,7 +123,11 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         resolver=resolver,
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
-        pins=Pins(registry, engine, turnstile),
+        pins=pins,
+        profiles=profiles,
+        guards=guards,
+        shadows=shadows,
+        cleaner=Cleaner(registry, pins, predictor.traffic),
         metrics=metrics,
         observers=observers,
     )
@@ -154,6 +182,7 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
         stack.push_async_callback(engine.stop)
         services = assemble(settings, registry, host, engine)
         stack.push_async_callback(asyncio.to_thread, services.observers.close)
+        stack.push_async_callback(services.shadows.close)
         url = url_of(bound)
         if not is_loopback(bound):
             log.warning("listening beyond this machine at %s: anyone who can reach it can use it", url)
@@ -181,6 +210,7 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     except (EngineError, base_model.BaseModelError) as error:
         raise GraftError(str(error)) from error
     await services.pins.restore()
+    await asyncio.to_thread(services.profiles.refresh)
     runner = _job_runner(services, base)
     await runner.start()
     stack.push_async_callback(runner.stop)
@@ -196,13 +226,18 @@ def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
     def tell(hook: str, document: VersionInfo | JobInfo) -> None:
         services.observers.tell(hook, document.model_dump(mode="json"))
 
+    def published(version: VersionRecord) -> None:
+        tell("version_published", version_info(version))
+        # So that no request has to wait for its profile to be made.
+        asyncio.get_running_loop().run_in_executor(None, services.profiles.refresh)
+
     return JobRunner(
         services.registry,
         services.host,
         base,
         services.settings,
         evaluate=JobResults(services.host, services.evaluator).evaluate,
-        on_published=lambda version: tell("version_published", version_info(version)),
+        on_published=published,
         on_finished=lambda job: tell("job_finished", job_info(job)),
     )
 

@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="Time of a request that brings no timeout of its own, waiting included."
     )
+    auto_threshold: float = Field(
+        0.125, ge=0, le=1, description="Least confidence with which `auto` chooses an adapter by the text."
+    )
+    auto_below: Literal["base", "ask"] = Field(
+        "base", description="Where no adapter fits: the `base` answers, or the caller is told to `ask` for one."
+    )
     max_body_mib: int = Field(256, ge=1, description="Largest request body, in MiB.")
     drain_seconds: float = Field(30.0, ge=0, description="How long SIGTERM waits for requests in flight.")
     training_device: str = Field("auto", description="Where jobs train.")

@@ -29,11 +29,14 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown-route": (404, "No such route"),
     "unknown-adapter": (404, "No such adapter"),
     "unknown-version": (404, "No such adapter version"),
+    "unknown-route-name": (404, "No such route of requests"),
     "unknown-task": (404, "No such task"),
     "unknown-dataset": (404, "No such dataset"),
     "unknown-job": (404, "No such job"),
     "method-not-allowed": (405, "The route does not take this method"),
     "conflict": (409, "In conflict with what exists"),
+    "gate-refused": (409, "The version is not good enough to be promoted"),
+    "undecided": (409, "It is not clear which adapter is meant"),
     "task-mismatch": (409, "The adapter serves another task"),
     "task-missing": (409, "The adapter's task is not installed"),
     "body-too-large": (413, "The request body is too large"),
@@ -91,8 +94,10 @@ def as_problem(error: BaseException) -> ProblemError | None:
         case ProblemError():
             return error
         case UnknownError() | UnknownNameError():
-            # The last word: an "adapter version" is a version.
-            code = f"unknown-{error.kind.split()[-1]}"
+            # The last word: an "adapter version" is a version. "unknown-route" is another thing:
+            # a path that this server does not answer.
+            kind = error.kind.split()[-1]
+            code = "unknown-route-name" if kind == "route" else f"unknown-{kind}"
             return ProblemError(code if code in CODES else "invalid-request", str(error), nearest=error.nearest)
         case OptionError():
             place = FieldError(place=f"options.{error.name}", message=str(error))

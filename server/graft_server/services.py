@@ -14,10 +14,14 @@ from graft_server.lifecycle import Lifecycle
 from graft_server.observability import Metrics
 from graft_server.observers import Observers
 from graft_server.registry import Registry
+from graft_server.routing.auto.catalogue import ProfileCatalogue
 from graft_server.routing.resolver import Resolver
+from graft_server.serving.cleaner import Cleaner
 from graft_server.serving.evaluator import Evaluator
+from graft_server.serving.guards import Guards
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
+from graft_server.serving.shadows import Shadows
 
 #: Folder of the data folder where uploads lie until they are taken in.
 UPLOADS = "uploads"
@@ -46,6 +50,10 @@ class Services:
     predictor: Predictor
     evaluator: Evaluator
     pins: Pins
+    profiles: ProfileCatalogue
+    cleaner: Cleaner
+    guards: Guards
+    shadows: Shadows
     metrics: Metrics
     observers: Observers
     lifecycle: Lifecycle = field(default_factory=Lifecycle)

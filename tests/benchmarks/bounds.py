@@ -46,6 +46,9 @@ BOUNDS: Mapping[str, Bound] = {
     "resolve_10k_over_10": at_most(1.2),
     "resolve_task_10k_over_10": at_most(1.2),
     "quiet_p99_under_flood": at_most(2.0),
+    "auto_right": at_least(0.95),
+    "auto_rejected": at_least(0.9),
+    "auto_ms_1000": at_most(10.0),
 }
 
 

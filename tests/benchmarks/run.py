@@ -31,6 +31,7 @@ BENCHMARKS = (
     "ttft_from_disk",
     "many_adapters",
     "quiet_under_flood",
+    "routing_by_text",
 )
 
 

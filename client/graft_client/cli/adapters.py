@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from graft_client.cli import render
+from graft_client.cli.bundles import pull, push
 from graft_client.cli.completion import complete_adapter, complete_task
 from graft_client.cli.confirm import confirmed
 from graft_client.cli.lazy import Group
+from graft_client.cli.lifecycle import gc, history, promote, rollback, unalias
 from graft_client.cli.progress import byte_bar
 from graft_client.cli.session import Session, with_session
+from graft_client.cli.targets import split_ref, version_of
 
 if TYPE_CHECKING:
     from graft_client.schemas.adapters import VersionInfo
@@ -25,10 +28,11 @@ if TYPE_CHECKING:
         "graft adapters register ./some-peft-folder --name x --task translation",
         "graft adapters export de-strings@3 -o ./de-strings",
         "graft adapters pin de-strings",
+        "graft adapters promote de-strings@3 production",
     ],
 )
 def adapters() -> None:
-    """List, register, export, pin and delete adapters."""
+    """List, register, promote, export, pin and delete adapters."""
 
 
 @adapters.command("list", examples=["graft adapters list --task translation"])
@@ -53,10 +57,11 @@ def list_adapters(session: Session, task: str | None) -> None:
                 _score(latest),
                 len(adapter.versions),
                 [f"@{version.version}" for version in adapter.versions if version.pinned],
+                [f"@{alias} = @{number}" for alias, number in adapter.aliases.items()],
                 latest.created_at if latest else adapter.created_at,
             )
         )
-    columns = ["name", "task", "latest", "method", "score", "versions", "pinned", "published"]
+    columns = ["name", "task", "latest", "method", "score", "versions", "pinned", "aliases", "published"]
     render.table(columns, rows, right=("versions",))
 
 
@@ -64,11 +69,11 @@ def list_adapters(session: Session, task: str | None) -> None:
 @click.argument("adapter", shell_complete=complete_adapter)
 @with_session
 def show(session: Session, adapter: str) -> None:
-    """Show an adapter and its versions; with `name@N` the lineage and metrics of that version."""
-    name, number = split_ref(adapter)
+    """Show an adapter and its versions; with `name@N` or an alias the lineage and metrics of that version."""
+    name, which = split_ref(adapter)
     with session.client() as client:
-        if number is not None:
-            version = client.version(name, number)
+        if which is not None:
+            version = client.version(name, which)
             if session.as_json:
                 session.emit(version)
             else:
@@ -78,7 +83,9 @@ def show(session: Session, adapter: str) -> None:
     if session.as_json:
         session.emit(found)
         return
-    render.fields([("name", found.name), ("task", found.task), ("created", found.created_at)])
+    aliases = [f"@{alias} = @{number}" for alias, number in found.aliases.items()]
+    created = ("created", found.created_at)
+    render.fields([("name", found.name), ("task", found.task), ("aliases", aliases or None), created])
     click.echo()
     render.table(
         ["version", "pinned", "method", "rows", "score", "size", "job", "published"],
@@ -127,9 +134,8 @@ def pin(session: Session, adapter: str) -> None:
 
     Without `@N` it is the latest version of now; later ones are not pinned by that. One slot always stays free.
     """
-    name, number = split_ref(adapter)
     with session.client() as client:
-        version = client.pin_version(name, number if number is not None else client.adapter(name).latest)
+        version = client.pin_version(*version_of(client, adapter))
     if session.as_json:
         session.emit(version)
     else:
@@ -141,9 +147,12 @@ def pin(session: Session, adapter: str) -> None:
 @with_session
 def unpin(session: Session, adapter: str) -> None:
     """Let the pinned versions of an adapter, or, with `name@N`, that one, leave their slots when others need them."""
-    name, number = split_ref(adapter)
+    name, which = split_ref(adapter)
     with session.client() as client:
-        numbers = [v.version for v in client.adapter(name).versions if v.pinned] if number is None else [number]
+        if which is None:
+            numbers = [v.version for v in client.adapter(name).versions if v.pinned]
+        else:
+            numbers = [version_of(client, adapter)[1]]
         versions = [client.unpin_version(name, each) for each in numbers]
     if session.as_json:
         session.emit(versions)
@@ -156,11 +165,14 @@ def unpin(session: Session, adapter: str) -> None:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @with_session
 def delete(session: Session, adapter: str, yes: bool) -> None:
-    """Delete an adapter with all its versions, or, with `name@N`, one version."""
-    name, number = split_ref(adapter)
+    """Delete an adapter with all its versions, or, with `name@N`, one version.
+
+    What an alias stands for, and what has requests in flight, is not deleted.
+    """
+    name, which = split_ref(adapter)
     with session.client() as client:
-        if number is not None:
-            client.version(name, number)
+        if which is not None:
+            _, number = version_of(client, adapter)
             confirmed(f"Delete version {adapter}?", yes=yes)
             client.delete_version(name, number)
         else:
@@ -194,14 +206,8 @@ def export(session: Session, adapter: str, output: Path, force: bool) -> None:
         click.echo(f"wrote {', '.join(names)} to {output}")
 
 
-def split_ref(ref: str) -> tuple[str, int | None]:
-    """``name`` or ``name@N`` as name and number."""
-    name, at, number = ref.partition("@")
-    if not at:
-        return name, None
-    if not number.isdecimal():
-        raise click.BadParameter(f"`{ref}` is not NAME or NAME@NUMBER", param_hint="ADAPTER")
-    return name, int(number)
+for command in (promote, rollback, history, unalias, gc, push, pull):
+    adapters.add_command(command)
 
 
 def _score(version: VersionInfo | None) -> str | None:

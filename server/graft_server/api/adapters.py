@@ -50,8 +50,8 @@ async def register_adapter(
     await asyncio.to_thread(check_adapter_name, services, name, task)
     async with staged(files, services.uploads, check_file_name) as paths:
         folder = paths[0].parent
-        lineage = await asyncio.to_thread(_inspect, services, task, folder)
-        await _validate(services, name, folder, lineage)
+        lineage = await asyncio.to_thread(inspect_folder, services, task, folder)
+        await validate_folder(services, name, folder, lineage)
         record = await asyncio.to_thread(services.registry.publish, name, folder, lineage)
     info = version_info(record)
     services.observers.tell("version_published", info.model_dump(mode="json"))
@@ -69,16 +69,18 @@ async def delete_adapter(name: str, services: ServicesDep) -> Response:
     """Delete an adapter with all its versions."""
     versions = (await asyncio.to_thread(services.registry.adapter, name)).versions
     await asyncio.to_thread(_refuse_while_training, services, name)
+    for version in versions:
+        services.cleaner.refuse_in_flight(version)
     await asyncio.to_thread(services.registry.delete_adapter, name)
     for version in versions:
         await services.pins.forget(version)
     return Response(status_code=204)
 
 
-@router.get("/{name}/versions/{number}")
-async def show_version(name: str, number: int, services: ServicesDep) -> VersionInfo:
-    """One version with its lineage and metrics."""
-    return version_info(await asyncio.to_thread(services.registry.version, name, number))
+@router.get("/{name}/versions/{which}")
+async def show_version(name: str, which: str, services: ServicesDep) -> VersionInfo:
+    """One version, by its number or an alias, with its lineage and metrics."""
+    return version_info(await asyncio.to_thread(services.registry.resolve, f"{name}@{which}"))
 
 
 @router.delete("/{name}/versions/{number}", status_code=204)
@@ -86,6 +88,7 @@ async def delete_version(name: str, number: int, services: ServicesDep) -> Respo
     """Delete one version of an adapter."""
     version = await asyncio.to_thread(services.registry.version, name, number)
     await asyncio.to_thread(_refuse_while_training, services, name)
+    services.cleaner.refuse_in_flight(version)
     await asyncio.to_thread(services.registry.delete_version, name, number)
     await services.pins.forget(version)
     return Response(status_code=204)
@@ -137,8 +140,12 @@ def check_adapter_name(services: Services, name: str, task: str) -> None:
         raise ProblemError("conflict", detail)
 
 
-def _inspect(services: Services, task_name: str, folder: Path) -> Lineage:
-    """What the files say about themselves, as far as this process can check it."""
+def inspect_folder(services: Services, task_name: str, folder: Path) -> Lineage:
+    """What the files say about themselves, as far as this process can check it. Blocking.
+
+    Raises:
+        ProblemError: ``invalid-adapter`` or ``unservable``.
+    """
     found = read_adapter_folder(
         folder, services.host.task(task_name), services.host.methods, services.engine.model.fingerprint
     )
@@ -165,7 +172,12 @@ def _inspect(services: Services, task_name: str, folder: Path) -> Lineage:
     )
 
 
-async def _validate(services: Services, name: str, folder: Path, lineage: Lineage) -> None:
+async def validate_folder(services: Services, name: str, folder: Path, lineage: Lineage) -> None:
+    """Let the engine read an adapter folder.
+
+    Raises:
+        ProblemError: ``invalid-adapter``.
+    """
     source = unpublished_source(ref=name, path=str(folder), method=lineage.method, rank=lineage.rank)
     try:
         await services.engine.validate(source)

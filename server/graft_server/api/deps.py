@@ -20,6 +20,14 @@ def services_of(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(services_of)]
 
 
+def who_asks() -> str:
+    """Whose name a change is kept under. Without keys everybody who can reach the server is its operator."""
+    return "operator"
+
+
+WhoDep = Annotated[str, Depends(who_asks)]
+
+
 async def _terms(
     services: ServicesDep,
     seconds: Annotated[

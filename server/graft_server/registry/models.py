@@ -73,6 +73,7 @@ class Adapter(Table):
     versions: Mapped[list[Version]] = relationship(
         back_populates="owner", order_by="Version.number", cascade="all, delete-orphan"
     )
+    aliases: Mapped[list[Alias]] = relationship(order_by="Alias.name", viewonly=True)
 
 
 class Version(Table):
@@ -113,6 +114,74 @@ class Version(Table):
 
     owner: Mapped[Adapter] = relationship(back_populates="versions")
     artefact: Mapped[Artefact] = relationship()
+
+
+class Alias(Table):
+    """A name for one version of an adapter, which can be moved to another. ``revision`` counts the moves, so that of
+    two who saw the same one in place only one moves it."""
+
+    __tablename__ = "aliases"
+
+    adapter: Mapped[str] = mapped_column(ForeignKey("adapters.name"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    engine_id: Mapped[int] = mapped_column(ForeignKey("versions.engine_id"), index=True)
+    revision: Mapped[int]
+
+    version: Mapped[Version] = relationship()
+
+
+class AliasEvent(Table):
+    """One entry of an adapter's history; ``seq`` counts from 1 within its name. It outlives what it tells of."""
+
+    __tablename__ = "alias_events"
+
+    adapter: Mapped[str] = mapped_column(String(64), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    alias: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(16))
+    version: Mapped[int | None]
+    previous: Mapped[int | None]
+    who: Mapped[str] = mapped_column(String(128))
+    why: Mapped[str] = mapped_column(Text)
+    time: Mapped[datetime]
+    gate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class RouteRow(Table):
+    """A name that leads to versions by weight. ``revision`` counts its changes."""
+
+    __tablename__ = "routes"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    task: Mapped[str] = mapped_column(String(64))
+    spec: Mapped[dict[str, Any]]
+    revision: Mapped[int]
+    updated_at: Mapped[datetime]
+
+
+class RouteVersion(Table):
+    """A version that a route needs, as a target, a shadow or a fallback."""
+
+    __tablename__ = "route_versions"
+
+    route: Mapped[str] = mapped_column(ForeignKey("routes.name"), primary_key=True)
+    engine_id: Mapped[int] = mapped_column(
+        ForeignKey("versions.engine_id"), primary_key=True, autoincrement=False, index=True
+    )
+
+
+class RouteEvent(Table):
+    """One entry of a route's history; ``seq`` counts from 1 within its name. It outlives the route."""
+
+    __tablename__ = "route_events"
+
+    route: Mapped[str] = mapped_column(String(64), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(String(16))
+    who: Mapped[str] = mapped_column(String(128))
+    why: Mapped[str] = mapped_column(Text)
+    time: Mapped[datetime]
+    spec: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Dataset(Table):

@@ -17,12 +17,21 @@ from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
 from graft_server.registry import adapters, datasets, jobs
+from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import Database
 from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
 from graft_server.registry.jobs import EventKind
-from graft_server.registry.models import Adapter, Artefact, Dataset, Job, Setting, Version
-from graft_server.registry.records import AdapterRecord, DatasetRecord, JobRecord, Lineage, VersionRecord
+from graft_server.registry.models import Adapter, Artefact, Dataset, Job, RouteRow, Setting, Version
+from graft_server.registry.records import (
+    AdapterRecord,
+    DatasetRecord,
+    JobRecord,
+    Lineage,
+    RouteRecord,
+    VersionRecord,
+)
+from graft_server.registry.routes import Routes, refuse_routed, route_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,8 @@ class Registry:
     def __init__(self, database: Database, store: ArtefactStore) -> None:
         self._database = database
         self._store = store
+        self.aliases = Aliases(database, store)
+        self.routes = Routes(database, store)
 
     @classmethod
     def open(cls, data_dir: Path, url: str | None = None) -> Registry:
@@ -95,8 +106,8 @@ class Registry:
         Raises:
             InvalidNameError: no adapter can be called so.
             UnknownError: there is no such job.
-            ConflictError: the adapter belongs to another task, the job is not at work, or what it published
-                was deleted.
+            ConflictError: the adapter belongs to another task, a route has its name, the job is not at work, or what
+                it published was deleted.
             RefusedArtefactError: the folder holds what is not stored.
             StorageFullError: no space is left; nothing was changed.
         """
@@ -115,6 +126,8 @@ class Registry:
             if job_id is not None and (published := self._published_by(session, job_id)):
                 return published
             adapters.check_task(session, name, lineage.task)
+            if session.get(RouteRow, name) is not None:
+                raise ConflictError(f"{name!r} is a route; an adapter needs a name of its own")
             version = adapters.add_version(session, name, staged, lineage)
             if job_id is not None:
                 job = jobs.find(session, job_id, lock=True)
@@ -145,22 +158,63 @@ class Registry:
         with self._database.read() as session:
             return [adapters.adapter_record(row, self._store) for row in adapters.list_adapters(session, task)]
 
-    def version(self, name: str, number: int | None = None) -> VersionRecord:
-        """A version of an adapter, the latest without a number.
+    def version(self, name: str, which: int | str | None = None) -> VersionRecord:
+        """A version of an adapter by number or alias, the latest without either.
 
         Raises:
             UnknownError: there is none.
         """
         with self._database.read() as session:
-            return adapters.version_record(adapters.find_version(session, name, number), self._store)
+            return adapters.version_record(adapters.find_version(session, name, which), self._store)
 
     def resolve(self, ref: str) -> VersionRecord:
-        """The version that ``name`` (the latest) or ``name@3`` stands for.
+        """The version that ``name`` (the latest), ``name@3`` or ``name@production`` stands for.
 
         Raises:
             UnknownError: there is none.
         """
         return self.version(*adapters.parse_ref(ref))
+
+    def target(self, ref: str) -> VersionRecord | RouteRecord:
+        """What a request names: a version, as ``resolve`` takes it, or a route.
+
+        Raises:
+            UnknownError: there is neither.
+        """
+        name, which = adapters.parse_ref(ref)
+        with self._database.read() as session:
+            version = adapters.seek_version(session, name, which)
+            if version is not None:
+                return adapters.version_record(version, self._store)
+            row = session.get(RouteRow, name) if which is None else None
+            if row is not None:
+                return route_record(session, row, self._store)
+            return adapters.version_record(adapters.find_version(session, name, which), self._store)
+
+    def preferred(self, name: str, alias: str) -> VersionRecord:
+        """What an alias of an adapter stands for, or the latest version where it stands for nothing.
+
+        Raises:
+            UnknownError: there is no such adapter.
+        """
+        with self._database.read() as session:
+            version = adapters.seek_version(session, name, alias) or adapters.find_version(session, name, None)
+            return adapters.version_record(version, self._store)
+
+    def newest_engine_id(self) -> int:
+        """The number of the version published last of all that are left; 0 where there is none."""
+        with self._database.read() as session:
+            return session.scalar(select(func.max(Version.engine_id))) or 0
+
+    def trained_after(self, engine_id: int) -> list[VersionRecord]:
+        """The versions with a dataset that were published after one, in that order."""
+        with self._database.read() as session:
+            return [adapters.version_record(row, self._store) for row in adapters.list_trained(session, engine_id)]
+
+    def adapter_names(self) -> set[str]:
+        """The names of all adapters."""
+        with self._database.read() as session:
+            return set(session.scalars(select(Adapter.name)))
 
     def latest_for_task(self, task: str) -> VersionRecord | None:
         """The version of a task that was published last."""
@@ -208,21 +262,29 @@ class Registry:
 
         Raises:
             UnknownError: there is none.
+            ConflictError: an alias stands for one of its versions, or a route needs it.
         """
         with self._store.lock():
             with self._database.write() as session:
-                free = adapters.remove_adapter(session, adapters.find_adapter(session, name))
+                adapter = adapters.find_adapter(session, name)
+                refuse_routed(session, adapter.versions)
+                free = adapters.remove_adapter(session, adapter)
             self._remove_artefacts(free)
 
-    def delete_version(self, name: str, number: int) -> None:
+    def delete_version(self, name: str, number: int, *, unless_pinned: bool = False) -> None:
         """Delete a version with its files, and the adapter with its last version. The number is not used again.
 
         Raises:
             UnknownError: there is none.
+            ConflictError: an alias stands for it, a route needs it, or it is pinned and ``unless_pinned``.
         """
         with self._store.lock():
             with self._database.write() as session:
-                free = adapters.remove_version(session, adapters.find_version(session, name, number))
+                version = adapters.find_version(session, name, number)
+                if unless_pinned and version.pinned:
+                    raise ConflictError(f"{name}@{number} is pinned")
+                refuse_routed(session, [version])
+                free = adapters.remove_version(session, version)
             self._remove_artefacts(free)
 
     def _remove_artefacts(self, digests: list[str]) -> None:

@@ -33,7 +33,9 @@ from graft_server.problems import ProblemError, as_problem
 from graft_server.routing.resolver import Resolver, Route
 from graft_server.serving import convert
 from graft_server.serving.cost import estimated_tokens
-from graft_server.serving.pipeline import Parsed, Plan, parse_output, plan_request
+from graft_server.serving.guards import FAULTS, Guards, Outcome, metric_of
+from graft_server.serving.pipeline import Parsed, Plan, parse_output, plan_request, replanned, texts_in
+from graft_server.serving.shadows import Shadows
 from graft_server.serving.traffic import Flight, Traffic
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,7 @@ class Answer:
             finish_reason=self.finish_reason,
             usage=self.usage,
             timings=self.timings,
+            routing=self.route.choice,
         )
 
 
@@ -123,6 +126,8 @@ class Predictor:
         turnstile: Turnstile,
         observers: Observers,
         metrics: Metrics,
+        guards: Guards,
+        shadows: Shadows,
         timeout: float = 600.0,
     ) -> None:
         self._timeout = timeout
@@ -131,6 +136,8 @@ class Predictor:
         self._turnstile = turnstile
         self._metrics = metrics
         self._observers = observers
+        self._guards = guards
+        self._shadows = shadows
         #: Every request in progress, those that are not observed among them.
         self.traffic = Traffic()
 
@@ -161,8 +168,8 @@ class Predictor:
         """
 
         def plan() -> Plan:
-            text = request.text if request.text is not None else str(request.input)
-            route = self._resolver.resolve(request.adapter, request.task, text)
+            text = request.text if request.text is not None else texts_in(request.input)
+            route = self._resolver.resolve(request.adapter, request.task, text, key=request.key)
             sampling = request.sampling.model_dump(exclude_none=True)
             if request.sampling.stop is not None:
                 sampling["stop"] = tuple(request.sampling.stop)
@@ -208,7 +215,7 @@ class Predictor:
         tokens_per_delta: int = 1,
     ) -> AsyncGenerator[Piece | Answer]:
         """Pieces of text as they come, then the answer. Closing the iterator aborts the request, and so does the
-        deadline in its ``terms``.
+        deadline in its ``terms``. Where the route's version can't be loaded, its fallbacks answer, one after the other.
 
         ``source`` stands in for the route's version where that is not registered yet. Only ``observed`` requests
         are shown to plugins and counted. ``tokens_per_delta`` is how many tokens may come together.
@@ -216,10 +223,33 @@ class Predictor:
         Raises:
             ProblemError: whatever ended the request; nothing of another kind.
         """
+        for fallback in (*plan.route.fallback, None):
+            current = plan if not plan.rerouted else await asyncio.to_thread(replanned, plan, plan.rerouted[-1])
+            attempt = self._attempt(current, terms, source=source, observed=observed, tokens_per_delta=tokens_per_delta)
+            begun = False
+            try:
+                async with aclosing(attempt):
+                    async for item in attempt:
+                        begun = True
+                        if isinstance(item, Answer) and observed and plan.route.shadow is not None:
+                            self._shadows.copy(self, plan, item, plan.route.shadow)
+                        yield item
+                return
+            except ProblemError as error:
+                if begun or fallback is None or error.code != "adapter-unloadable":
+                    raise
+                log.warning("%s could not be loaded, %s answers: %s", current.route.ref, fallback.ref, error)
+                plan.rerouted.append(fallback)
+
+    async def _attempt(
+        self, plan: Plan, terms: Terms, *, source: AdapterSource | None, observed: bool, tokens_per_delta: int
+    ) -> AsyncGenerator[Piece | Answer]:
+        """See ``stream``; by the route's version alone."""
         started = time.monotonic()
         source = source or convert.adapter_source(plan.route.version)
         progress = _Progress(self.traffic.arrive(source.ref if source else "base", started))
         code: str | None = "aborted"
+        answer: Answer | None = None
         try:
             self._require_engine()
             cost = estimated_tokens(plan, self._engine.model.context_length)
@@ -258,7 +288,9 @@ class Predictor:
         finally:
             self.traffic.leave(progress.flight)
             if observed:
-                self._observe(plan, progress, time.monotonic() - started, code)
+                ended = time.monotonic()
+                self._observe(plan, progress, ended - started, code)
+                self._watch(plan.route, answer, ended - started, ended, code)
 
     def _require_engine(self) -> None:
         match self._engine.state:
@@ -343,6 +375,14 @@ class Predictor:
             timings=Timings(queued=progress.queued, first_token=progress.first_token, total=time.monotonic() - started),
             tokens=progress.tokens,
         )
+
+    def _watch(self, route: Route, answer: Answer | None, seconds: float, now: float, code: str | None) -> None:
+        """Tell the guards how a request of a route with weights ended, unless the caller or the load ended it."""
+        if route.via is None or (code is not None and code not in FAULTS):
+            return
+        guard = route.via.spec.guard
+        metric = metric_of(answer.parsed.output, guard.metric) if answer is not None and guard is not None else None
+        self._guards.record(route.via, route.ref, Outcome(now, seconds, code is not None, metric))
 
     def _observe(self, plan: Plan, progress: _Progress, seconds: float, code: str | None) -> None:
         self._metrics.requests.observe(

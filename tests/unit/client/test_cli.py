@@ -188,7 +188,7 @@ def test_no_server_is_3_and_says_how_to_start_one(graft: Graft) -> None:
         (["query", "x", "a", "--input", "{}"], "not both"),
         (["query", "x", "--input", "[1]"], "must be a JSON object"),
         (["query", "x", "--input", "{"], "not JSON"),
-        (["adapters", "show", "x@latest"], "is not NAME or NAME@NUMBER"),
+        (["adapters", "show", "x@"], "is not NAME, NAME@NUMBER or NAME@ALIAS"),
     ],
 )
 def test_a_command_line_that_makes_no_sense_is_2(graft: Graft, command: list[str], told: str) -> None:

@@ -123,7 +123,8 @@ def test_an_unknown_name_comes_with_the_nearest(registry, make_folder, lineage):
         registry.resolve("de-strings@9")
     assert (caught.value.kind, caught.value.nearest) == ("version", "de-strings@1")
     with pytest.raises(UnknownError):
-        registry.resolve("de-strings@latest")
+        registry.resolve("de-strings@newest")
+    assert registry.resolve("de-strings@latest").ref == "de-strings@1"
 
 
 def test_an_adapter_belongs_to_one_task(registry, make_folder, lineage):
