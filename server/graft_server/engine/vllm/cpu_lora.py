@@ -16,7 +16,7 @@ from graft_server.engine.vllm.row_groups import RowGroup, group_rows
 
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
-    """vLLM's wrapper with other arithmetic for linear layers; embeddings and logits are as they were.
+    """vLLM's wrapper with other arithmetic, for linear layers, embeddings and the output layer.
 
     Inside ``torch.compile`` it is vLLM's own, since the groups of a step are no part of a graph.
     """
@@ -24,12 +24,14 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._groups: list[RowGroup] = []
+        self._logit_groups: list[RowGroup] = []
         self._packed: dict[int, PackedLayer] = {}
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """vLLM says which slot each token of the next step belongs to."""
         super().update_metadata(*args, **kwargs)
         self._groups = group_rows(self.token_lora_indices.tolist(), self.device)
+        self._logit_groups = group_rows(self.sampler_indices.tolist(), self.device)
 
     def add_lora_linear(
         self,
@@ -55,6 +57,35 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         for group in self._groups:
             update = layer.apply(group.read(x), group.places)
             group.add(y, update if scale == 1.0 else update * scale)
+
+    def add_lora_embedding(
+        self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **kwargs: Any
+    ) -> None:
+        """Add each row's adapter to ``y`` (``[T, width]``), from its rows of A (``[T, R]``)."""
+        if torch.compiler.is_compiling():
+            super().add_lora_embedding(y, x, lora_b_stacked, add_inputs, **kwargs)
+            return
+        for group in self._groups:
+            group.add(y, torch.bmm(group.read(x), lora_b_stacked[group.places].squeeze(1).transpose(1, 2)))
+
+    def add_lora_logits(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """Add each row's adapter to the logits ``y`` (``[T, vocabulary]``). vLLM's own also does the product for base
+        rows and for adapters that leave the output layer alone, which costs more than all other layers together."""
+        for group in self._logit_groups:
+            down = lora_a_stacked[group.places].squeeze(1)
+            if not down.any():
+                continue
+            hidden = torch.bmm(group.read(x), down.transpose(1, 2)) * scale
+            update = torch.bmm(hidden, lora_b_stacked[group.places].squeeze(1).transpose(1, 2))
+            group.add(y, update[:, :, : y.shape[1]])
 
 
 class PackedLayer:
