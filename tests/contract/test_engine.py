@@ -48,7 +48,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.asyncio(loop_scope="module")]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     folder = tmp_path_factory.mktemp("engine")
-    return resolve(str(save_tiny_model(folder / "model")), folder / "cache")
+    return resolve(str(save_tiny_model(folder / "model", head_dim=32)), folder / "cache")
 
 
 @pytest.fixture(scope="module")

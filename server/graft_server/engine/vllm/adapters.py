@@ -49,6 +49,7 @@ class AdapterSlots:
         self._loading: dict[int, asyncio.Task[None]] = {}
         self._waiters: dict[int, list[asyncio.Future[None]]] = {}
         self._leaving: set[int] = set()
+        self._removals: set[asyncio.Future[None]] = set()
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -57,6 +58,11 @@ class AdapterSlots:
     @property
     def waiting(self) -> int:
         return sum(map(len, self._waiters.values()))
+
+    @property
+    def busy(self) -> bool:
+        """An adapter is being read or loaded."""
+        return bool(self._reading) or bool(self._loading)
 
     async def acquire(self, source: AdapterSource) -> None:
         """Use a version from now on; waits until it has a slot.
@@ -205,4 +211,6 @@ class AdapterSlots:
         self.slots.remove(engine_id)
         self._freed.set()
         if self._read.pop(engine_id, 0) is None:
-            self._removal = asyncio.ensure_future(self._remove(engine_id))
+            removal = asyncio.ensure_future(self._remove(engine_id))
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)

@@ -388,7 +388,7 @@ class VllmEngine:
 
     @property
     def idle(self) -> bool:
-        return not self._tasks
+        return not self._tasks and not self.adapters.busy
 
     def check_integrity(self) -> None:
         """
