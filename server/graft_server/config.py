@@ -30,7 +30,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     data_dir: Path = Field(Path("graft-data"), description="Registry, artefacts, datasets and jobs live here.")
     cache_dir: Path = Field(Path("~/.cache/graftwork"), description="Converted base models (also `GRAFT_CACHE`).")
-    engine: Literal["auto", "torch"] = Field("auto", description="What runs the model.")
+    engine: Literal["auto", "torch", "vllm"] = Field(
+        "auto", description="What runs the model: `torch`, `vllm`, or `auto`, which is vLLM where it is installed."
+    )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Precision of the base model when serving; `auto` is bfloat16 where it is fast."

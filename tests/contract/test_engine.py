@@ -38,6 +38,7 @@ from graft_server.engine.base import (
 )
 from graft_server.engine.messages import EngineConfig
 from graft_server.engine.supervisor import SupervisedEngine
+from graft_server.engine.vllm.versions import installed_version
 from support.adapters import random_adapter
 from support.tiny_model import save_tiny_model
 
@@ -47,7 +48,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.asyncio(loop_scope="module")]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     folder = tmp_path_factory.mktemp("engine")
-    return resolve(str(save_tiny_model(folder / "model")), folder / "cache")
+    return resolve(str(save_tiny_model(folder / "model", head_dim=32)), folder / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,16 @@ def config(base: BaseModel, engine: str) -> EngineConfig:
     )
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["torch"])
+VLLM = pytest.param(
+    "vllm",
+    marks=[
+        pytest.mark.vllm,
+        pytest.mark.skipif(installed_version() is None, reason="vLLM is not installed; `make test-vllm` installs it"),
+    ],
+)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["torch", VLLM])
 async def engine(request: pytest.FixtureRequest, base: BaseModel) -> AsyncIterator[SupervisedEngine]:
     engine = SupervisedEngine(config(base, request.param))
     await engine.start()
@@ -221,6 +231,10 @@ async def test_scoring(engine: SupervisedEngine, adapter: AdapterSource) -> None
 
 
 async def test_embedding(engine: SupervisedEngine) -> None:
+    if engine.capabilities.engine == "vllm":
+        with pytest.raises(InvalidRequestError, match="torch"):
+            await engine.embed(["one"])
+        return
     vectors = await engine.embed(["one", "two", *(f"text {i}" for i in range(30))])
     assert len(vectors) == 32
     assert len(vectors[0]) == 64

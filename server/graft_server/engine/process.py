@@ -95,16 +95,27 @@ def start_engine(config: messages.EngineConfig, outbox: Outbox) -> Any:
     """
     from graft_plugins.manager import PluginHost
     from graft_server.base_model import resolve
-    from graft_server.engine.torch.engine import TorchEngine
+    from graft_server.engine.vllm.versions import check_version, choose_engine
     from graft_server.plugins import server_plugins
 
     def report(message: str, fraction: float | None) -> None:
         outbox.send(messages.Progress(message, fraction))
 
+    chosen = choose_engine(config.engine)
+    if chosen == "vllm":
+        check_version()
     base = resolve(config.base_model, Path(config.cache_dir), report)
     report(f"loading {base.name}", None)
     host = PluginHost.load(config.plugins, extra=server_plugins())
-    engine = TorchEngine(base, config, host.methods, outbox)
+    engine: Any
+    if chosen == "vllm":
+        from graft_server.engine.vllm.engine import VllmEngine
+
+        engine = VllmEngine(base, config, host.methods, outbox)
+    else:
+        from graft_server.engine.torch.engine import TorchEngine
+
+        engine = TorchEngine(base, config, host.methods, outbox)
     model = ModelInfo(
         name=base.name,
         fingerprint=base.fingerprint,
@@ -206,7 +217,15 @@ def main() -> None:
         outbox.close()
         sys.exit(1)
     try:
-        run(engine, inbox, outbox)
+        if engine.capabilities.engine == "vllm":
+            import asyncio
+
+            from graft_server.engine.vllm import loop
+
+            checks = RestChecks(engine)
+            asyncio.run(loop.run(engine, inbox, lambda message: handle(engine, message, outbox), outbox.flush, checks))
+        else:
+            run(engine, inbox, outbox)
     finally:
         engine.close()
         outbox.close()
