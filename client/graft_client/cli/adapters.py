@@ -13,6 +13,7 @@ from graft_client.cli.completion import complete_adapter, complete_task
 from graft_client.cli.confirm import confirmed
 from graft_client.cli.lazy import Group
 from graft_client.cli.lifecycle import gc, history, promote, rollback, unalias
+from graft_client.cli.merge import merge
 from graft_client.cli.progress import byte_bar
 from graft_client.cli.session import Session, with_session
 from graft_client.cli.targets import split_ref, version_of
@@ -187,26 +188,36 @@ def delete(session: Session, adapter: str, yes: bool) -> None:
 
 @adapters.command(
     "export",
-    examples=["graft adapters export de-strings -o ./de-strings", "graft adapters export de-strings@2 -o out --force"],
+    examples=[
+        "graft adapters export de-strings -o ./de-strings",
+        "graft adapters export de-strings@2 -o out --force",
+        "graft adapters export de-strings@production --merged -o ./smollm2-de",
+    ],
 )
 @click.argument("adapter", shell_complete=complete_adapter)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write to.")
 @click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
+@click.option("--merged", is_flag=True, help="The whole base model with the adapter taken into its weights.")
 @with_session
-def export(session: Session, adapter: str, output: Path, force: bool) -> None:
-    """Write an adapter version's files to a folder, in PEFT's layout, so that other tools can load it."""
+def export(session: Session, adapter: str, output: Path, force: bool, merged: bool) -> None:
+    """Write an adapter version's files to a folder, in PEFT's layout, so that other tools can load it.
+
+    With --merged it is a full checkpoint instead, which plain transformers loads.
+    """
     from graft_client.cli.adapter_files import check_target, unpack
 
     check_target(output, force=force)
     with session.client() as client:
-        names = unpack(client.download_adapter(adapter), output)
+        if merged:
+            session.note(f"taking {adapter} into the base model ...")
+        names = unpack(client.download_merged(adapter) if merged else client.download_adapter(adapter), output)
     if session.as_json:
         session.emit({"adapter": adapter, "folder": str(output), "files": names})
     else:
         click.echo(f"wrote {', '.join(names)} to {output}")
 
 
-for command in (promote, rollback, history, unalias, gc, push, pull):
+for command in (promote, rollback, history, unalias, gc, merge, push, pull):
     adapters.add_command(command)
 
 
