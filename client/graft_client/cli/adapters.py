@@ -104,7 +104,13 @@ def show(session: Session, adapter: str) -> None:
         show_evaluation(latest.evaluation, adapter=latest.ref)
 
 
-@adapters.command("register", examples=["graft adapters register ./some-peft-folder --name x --task translation"])
+@adapters.command(
+    "register",
+    examples=[
+        "graft adapters register ./some-peft-folder --name x --task translation",
+        "graft adapters register some-peft-folder.zip --name x --task translation",
+    ],
+)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--name", required=True, shell_complete=complete_adapter, help="The adapter to publish under.")
 @click.option("--task", required=True, shell_complete=complete_task, help="The task it serves.")
@@ -112,15 +118,16 @@ def show(session: Session, adapter: str) -> None:
 def register(session: Session, folder: Path, name: str, task: str) -> None:
     """Publish a PEFT adapter that was trained elsewhere as the next version of NAME.
 
-    FOLDER holds adapter_config.json and adapter_model.safetensors; task_state.json and graft.json are taken
-    along where they are there. Pickled weights are refused.
+    FOLDER, or a zip archive of one, holds adapter_config.json and adapter_model.safetensors; task_state.json and
+    graft.json are taken along where they are there. Pickled weights are refused.
     """
-    from graft_client.cli.adapter_files import adapter_files
+    from graft_client.cli.adapter_files import adapter_files, opened
     from graft_client.cli.uploads import total_bytes
 
-    files = adapter_files(folder)
-    with session.client() as client, byte_bar("uploading", total_bytes(files)) as tell:
-        version = client.register_adapter(files, name=name, task=task, progress=tell)
+    with opened(folder) as found:
+        files = adapter_files(found)
+        with session.client() as client, byte_bar("uploading", total_bytes(files)) as tell:
+            version = client.register_adapter(files, name=name, task=task, progress=tell)
     if session.as_json:
         session.emit(version)
     else:
