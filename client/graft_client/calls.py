@@ -18,6 +18,7 @@ from graft_client._call import Call, Progress, StreamCall, Upload
 from graft_client._transport import error_of
 from graft_client.errors import UsageError
 from graft_client.schemas.adapters import AdapterInfo, VersionInfo
+from graft_client.schemas.bundles import MergeRequest
 from graft_client.schemas.common import JsonObject
 from graft_client.schemas.datasets import DatasetCheck, DatasetInfo
 from graft_client.schemas.jobs import JobCheck, JobCreate, JobEvent, JobInfo, JobPlan, JobState
@@ -334,6 +335,27 @@ def delete_version(name: str, number: int) -> Call[None]:
 def download_adapter(ref: str) -> StreamCall[bytes]:
     """A zip archive of the files of a version, in PEFT's layout, piece by piece."""
     return StreamCall("GET", f"/api/adapters/{_segment(ref)}/archive", "bytes", _bytes)
+
+
+def merge_adapters(
+    adapters: Sequence[str],
+    *,
+    name: str,
+    weights: Sequence[float] = (),
+    method: str = "linear",
+    density: float | None = None,
+    seed: int | None = None,
+) -> Call[VersionInfo]:
+    """Publishes one adapter made of several (``linear``, ``cat``, ``ties`` or ``dare``) as the next version of
+    ``name``."""
+    options = {"weights": list(weights), "method": method, "density": density, "seed": seed}
+    body = _request(MergeRequest, name=name, adapters=list(adapters), **options)
+    return Call("POST", "/api/merges", _document(VersionInfo), body=body)
+
+
+def download_merged(ref: str) -> StreamCall[bytes]:
+    """The base model with an adapter taken into its weights: a zip archive of a checkpoint for transformers."""
+    return StreamCall("GET", f"/api/adapters/{_segment(ref)}/merged", "bytes", _bytes)
 
 
 def download_bundle(ref: str) -> StreamCall[bytes]:

@@ -113,6 +113,8 @@ class Client:
     delete_adapter = _single(calls.delete_adapter)
     delete_version = _single(calls.delete_version)
     download_adapter = _stream(calls.download_adapter)
+    merge_adapters = _single(calls.merge_adapters)
+    download_merged = _stream(calls.download_merged)
     download_bundle = _stream(calls.download_bundle)
     import_bundle = _single(calls.import_bundle)
     predict = _single(calls.predict)

@@ -59,7 +59,7 @@ class Settings(BaseSettings):
         600.0, gt=0, description="Time of a request that brings no timeout of its own, waiting included."
     )
     auto_threshold: float = Field(
-        0.125, ge=0, le=1, description="Least confidence with which `auto` chooses an adapter by the text."
+        0.067, ge=0, le=1, description="Least confidence with which `auto` chooses an adapter by the text."
     )
     auto_below: Literal["base", "ask"] = Field(
         "base", description="Where no adapter fits: the `base` answers, or the caller is told to `ask` for one."

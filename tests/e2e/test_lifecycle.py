@@ -101,3 +101,39 @@ def test_a_version_moves_to_another_server_and_back(server: ServerProcess, other
     assert (pulled["ref"], pulled["digest"]) == ("de-back@1", origin["digest"])
     away = server.graft("adapters", "push", "de", "--to", "http://127.0.0.1:1", code=3)
     assert "no server answers" in away.error
+
+
+def test_two_adapters_become_one(server: ServerProcess, tmp_path: Path) -> None:
+    merged = server.json(
+        "adapters", "merge", "de@1", "de@2", "--weights", "0.7,0.3", "--method", "cat", "--name", "both"
+    )
+    assert (merged["ref"], merged["task"]) == ("both@1", "translation")
+    assert merged["options"]["merged_from"] == ["de@1", "de@2"]
+    assert merged["options"]["merge_weights"] == [0.7, 0.3]
+    assert answering(server, "both") == "both@1"
+    low = write_lora(tmp_path / "low", rank=2)
+    server.graft("adapters", "register", low, "--name", "low", "--task", "translation")
+    refused = server.graft("adapters", "merge", "de@1", "low", "--name", "both", code=5)
+    assert "ranks 4 and 2; method 'linear' needs equal ones" in refused.error
+    talk = write_lora(tmp_path / "talk")
+    server.graft("adapters", "register", talk, "--name", "talk", "--task", "chat")
+    assert "serve different tasks" in server.graft("adapters", "merge", "de", "talk", "--name", "x", code=5).error
+    one = server.graft("adapters", "merge", "de@1", "de@2", "--weights", "1", "--name", "x", code=5)
+    assert "2 adapters and 1 weights" in one.error
+
+
+def test_a_merged_export_loads_in_plain_transformers(server: ServerProcess, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    server.graft("adapters", "export", "de@1", "--merged", "-o", tmp_path / "full")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "full", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "full")
+    prompt = "red lamp"
+    with server.http() as http:
+        body = {"model": "de@1", "prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True, "logprobs": 0}
+        choice = http.post("/v1/completions", json=body).raise_for_status().json()["choices"][0]
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+    with torch.inference_mode():
+        tokens = model.generate(**ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)[0][ids.input_ids.shape[1] :]
+    assert tokenizer.decode(tokens) == choice["text"]

@@ -13,6 +13,7 @@ from graft_client.cli.completion import complete_adapter, complete_task
 from graft_client.cli.confirm import confirmed
 from graft_client.cli.lazy import Group
 from graft_client.cli.lifecycle import gc, history, promote, rollback, unalias
+from graft_client.cli.merge import merge
 from graft_client.cli.progress import byte_bar
 from graft_client.cli.session import Session, with_session
 from graft_client.cli.targets import split_ref, version_of
@@ -103,7 +104,13 @@ def show(session: Session, adapter: str) -> None:
         show_evaluation(latest.evaluation, adapter=latest.ref)
 
 
-@adapters.command("register", examples=["graft adapters register ./some-peft-folder --name x --task translation"])
+@adapters.command(
+    "register",
+    examples=[
+        "graft adapters register ./some-peft-folder --name x --task translation",
+        "graft adapters register some-peft-folder.zip --name x --task translation",
+    ],
+)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--name", required=True, shell_complete=complete_adapter, help="The adapter to publish under.")
 @click.option("--task", required=True, shell_complete=complete_task, help="The task it serves.")
@@ -111,15 +118,16 @@ def show(session: Session, adapter: str) -> None:
 def register(session: Session, folder: Path, name: str, task: str) -> None:
     """Publish a PEFT adapter that was trained elsewhere as the next version of NAME.
 
-    FOLDER holds adapter_config.json and adapter_model.safetensors; task_state.json and graft.json are taken
-    along where they are there. Pickled weights are refused.
+    FOLDER, or a zip archive of one, holds adapter_config.json and adapter_model.safetensors; task_state.json and
+    graft.json are taken along where they are there. Pickled weights are refused.
     """
-    from graft_client.cli.adapter_files import adapter_files
+    from graft_client.cli.adapter_files import adapter_files, opened
     from graft_client.cli.uploads import total_bytes
 
-    files = adapter_files(folder)
-    with session.client() as client, byte_bar("uploading", total_bytes(files)) as tell:
-        version = client.register_adapter(files, name=name, task=task, progress=tell)
+    with opened(folder) as found:
+        files = adapter_files(found)
+        with session.client() as client, byte_bar("uploading", total_bytes(files)) as tell:
+            version = client.register_adapter(files, name=name, task=task, progress=tell)
     if session.as_json:
         session.emit(version)
     else:
@@ -187,26 +195,36 @@ def delete(session: Session, adapter: str, yes: bool) -> None:
 
 @adapters.command(
     "export",
-    examples=["graft adapters export de-strings -o ./de-strings", "graft adapters export de-strings@2 -o out --force"],
+    examples=[
+        "graft adapters export de-strings -o ./de-strings",
+        "graft adapters export de-strings@2 -o out --force",
+        "graft adapters export de-strings@production --merged -o ./smollm2-de",
+    ],
 )
 @click.argument("adapter", shell_complete=complete_adapter)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write to.")
 @click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
+@click.option("--merged", is_flag=True, help="The whole base model with the adapter taken into its weights.")
 @with_session
-def export(session: Session, adapter: str, output: Path, force: bool) -> None:
-    """Write an adapter version's files to a folder, in PEFT's layout, so that other tools can load it."""
+def export(session: Session, adapter: str, output: Path, force: bool, merged: bool) -> None:
+    """Write an adapter version's files to a folder, in PEFT's layout, so that other tools can load it.
+
+    With --merged it is a full checkpoint instead, which plain transformers loads.
+    """
     from graft_client.cli.adapter_files import check_target, unpack
 
     check_target(output, force=force)
     with session.client() as client:
-        names = unpack(client.download_adapter(adapter), output)
+        if merged:
+            session.note(f"taking {adapter} into the base model ...")
+        names = unpack(client.download_merged(adapter) if merged else client.download_adapter(adapter), output)
     if session.as_json:
         session.emit({"adapter": adapter, "folder": str(output), "files": names})
     else:
         click.echo(f"wrote {', '.join(names)} to {output}")
 
 
-for command in (promote, rollback, history, unalias, gc, push, pull):
+for command in (promote, rollback, history, unalias, gc, merge, push, pull):
     adapters.add_command(command)
 
 

@@ -458,6 +458,34 @@ def test_register_refuses_a_folder_before_sending_it(server: LittleServer, graft
     assert server.asked == []
 
 
+@pytest.mark.parametrize("prefix", ["", "x/"])
+def test_register_takes_an_archive_of_a_folder(server: LittleServer, graft: Graft, tmp_path: Path, prefix: str) -> None:
+    place = tmp_path / "x.zip"
+    with zipfile.ZipFile(place, "w") as writer:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            writer.writestr(prefix + name, name)
+    server.on("POST", "/api/adapters", document(samples.version(1), 201))
+    result = graft("adapters", "register", str(place), "--name", "x", "--task", "translation")
+    assert result.exit_code == 0, result.output
+    _, files = server.asked[0].form()
+    assert set(files) == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_register_refuses_an_archive_that_leaves_its_folder_or_is_cut(
+    server: LittleServer, graft: Graft, tmp_path: Path
+) -> None:
+    place = tmp_path / "x.zip"
+    with zipfile.ZipFile(place, "w") as writer:
+        writer.writestr("../adapter_config.json", "{}")
+    for content in (place.read_bytes(), place.read_bytes()[:20]):
+        place.write_bytes(content)
+        result = graft("adapters", "register", str(place), "--name", "x", "--task", "translation")
+        assert result.exit_code == 5
+        assert "no zip archive of an adapter folder" in result.stderr
+    assert server.asked == []
+    assert not (tmp_path / "adapter_config.json").exists()
+
+
 def archive(**files: bytes) -> Answer:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as writer:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from graft_client.schemas.predict import AutoChoice
 from graft_client.schemas.routes import Explanation, RouteEvent, RouteInfo, RouteSpec, ShadowRecord, TargetFigures
 from unit.client import samples
 from unit.client.conftest import Graft
-from unit.client.little_server import Answer, LittleServer, document, problem
+from unit.client.little_server import Answer, LittleServer, document, problem, sse
+from unit.client.test_cli import ANSI, on_terminal
 
 SPEC = RouteSpec.model_validate(
     {
@@ -106,6 +108,13 @@ def test_explain_prints_each_step(server: LittleServer, graft: Graft) -> None:
     done = graft("routes", "explain", "Turn off", "--task", "translation", "--key", "ada")
     assert done.stdout == "1. one\n2. two\n   if it can't load: base\n   copied to: de@9\n"
     assert sent(server) == {"text": "Turn off", "task": "translation", "key": "ada"}
+
+
+def test_a_terminal_is_told_how_sure_the_choice_was(server: LittleServer) -> None:
+    choice = AutoChoice(adapter="de@7", confidence=0.31, runner_up="fr@1", runner_up_confidence=0.22)
+    server.on("POST", "/api/predict", sse(samples.delta("Hallo"), samples.result(samples.answer(routing=choice))))
+    _, shown = on_terminal(server, "query", "--auto", "Hello")
+    assert "chosen by the text with confidence 0.31, runner-up fr@1 with 0.22" in ANSI.sub("", shown)
 
 
 def test_query_by_the_text_alone_and_with_a_key(server: LittleServer, graft: Graft) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
 
 from graft_client.schemas.jobs import JobState
+from graft_client.schemas.routes import RouteSpec
 from graft_server.registry import ConflictError, Lineage, Registry, UnknownError
 
 TASKS = {"a": "translation", "b": "translation", "c": "chat"}
@@ -35,6 +36,9 @@ class RegistryMachine(RuleBasedStateMachine):
         #: What an alias stood for, one after the other, the present last.
         self.places: dict[tuple[str, str], list[int]] = {}
         self.moves: dict[str, int] = {}
+        #: What each route leads to.
+        self.routes: dict[str, tuple[str, ...]] = {}
+        self.revisions: dict[str, int] = {}
         self.used_engine_ids: set[int] = set()
         self.used_refs: set[str] = set()
         self.states: dict[str, JobState] = {}
@@ -79,9 +83,9 @@ class RegistryMachine(RuleBasedStateMachine):
         try:
             self.registry.delete_version(name, int(number))
         except ConflictError:
-            assert ref in self.aliased()
+            assert ref in self.aliased() | self.routed()
             return
-        assert ref not in self.aliased()
+        assert ref not in self.aliased() | self.routed()
         del self.versions[ref]
         self.pinned.discard(ref)
 
@@ -92,9 +96,9 @@ class RegistryMachine(RuleBasedStateMachine):
         try:
             self.registry.delete_adapter(name)
         except ConflictError:
-            assert any(ref.startswith(f"{name}@") for ref in self.aliased())
+            assert any(ref.startswith(f"{name}@") for ref in self.aliased() | self.routed())
             return
-        assert not any(ref.startswith(f"{name}@") for ref in self.aliased())
+        assert not any(ref.startswith(f"{name}@") for ref in self.aliased() | self.routed())
         self.versions = {ref: kept for ref, kept in self.versions.items() if not ref.startswith(f"{name}@")}
         self.pinned &= self.versions.keys()
 
@@ -106,6 +110,45 @@ class RegistryMachine(RuleBasedStateMachine):
         change = self.registry.pin if pinned else self.registry.unpin
         assert change(name, int(number)).pinned is pinned
         self.pinned = self.pinned | {ref} if pinned else self.pinned - {ref}
+
+    def routed(self) -> set[str]:
+        return {ref for refs in self.routes.values() for ref in refs}
+
+    @precondition(lambda self: self.versions)
+    @rule(data=st.data(), name=st.sampled_from(["r", "s"]), stale=st.booleans())
+    def set_route(self, data, name: str, stale: bool) -> None:
+        refs = data.draw(st.lists(st.sampled_from(sorted(self.versions)), min_size=1, max_size=2, unique=True))
+        spec = RouteSpec.model_validate({"targets": [{"ref": ref, "weight": 100 / len(refs)} for ref in refs]})
+        seen = self.revisions.get(name, 0)
+        one_task = len({TASKS[ref.partition("@")[0]] for ref in refs}) == 1
+        try:
+            made = self.registry.routes.set(name, spec, who="ada", revision=seen + stale)
+        except ConflictError:
+            assert stale or not one_task
+            return
+        assert one_task
+        assert not stale
+        assert made.revision == seen + 1
+        self.routes[name] = tuple(refs)
+        self.revisions[name] = seen + 1
+
+    @precondition(lambda self: self.routes)
+    @rule(data=st.data())
+    def trip(self, data) -> None:
+        name = data.draw(st.sampled_from(sorted(self.routes)))
+        if len(self.routes[name]) < 2:
+            return
+        heaviest, canary = self.routes[name]
+        tripped = self.registry.routes.trip(name, canary, revision=self.revisions[name], why="failed")
+        assert {target.ref: target.weight for target in tripped.spec.targets} == {heaviest: 100, canary: 0}
+        self.revisions[name] += 1
+
+    @precondition(lambda self: self.routes)
+    @rule(data=st.data())
+    def delete_route(self, data) -> None:
+        name = data.draw(st.sampled_from(sorted(self.routes)))
+        self.registry.routes.delete(name, who="ada")
+        del self.routes[name], self.revisions[name]
 
     def aliased(self) -> set[str]:
         return {f"{name}@{places[-1]}" for (name, _), places in self.places.items()}
@@ -268,6 +311,12 @@ class RegistryMachine(RuleBasedStateMachine):
             assert self.registry.resolve(f"{name}@{alias}").version == places[-1]
         in_place = {(record.name, alias) for record in self.registry.adapters() for alias in record.aliases}
         assert in_place == self.places.keys()
+        assert {route.name: tuple(t.ref for t in route.spec.targets) for route in self.registry.routes.all()} == (
+            self.routes
+        )
+        for name in self.routes:
+            assert self.registry.routes.get(name).revision == self.revisions[name]
+            assert set(self.registry.routes.get(name).versions) == set(self.routes[name])
         for name, moves in self.moves.items():
             assert [event.seq for event in self.registry.aliases.history(name)] == list(range(moves, 0, -1))
         on_disk = {folder.name for folder in (self.root / "data" / "artefacts").glob("*/*")}

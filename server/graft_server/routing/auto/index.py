@@ -1,7 +1,9 @@
 """All profiles as one inverted index: a request's similarity to each adapter, at a cost that hardly grows with them.
 
 Features that all adapters share (the words of a prompt template, say) weigh little: inverse document frequency (Spärck
-Jones 1972) over adapters, each counting the same however many texts it has. Similarity is the cosine, from 0 to 1.
+Jones 1972) over adapters, each counting the same however many texts it has. Similarity is the cosine times the share of
+the request that the adapter has seen at all, so that a few common words of an unrelated text make nobody sure; from 0
+to 1.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class ProfileIndex:
         # Positions of all postings of all features, without a loop over features.
         offsets = np.repeat(starts - np.concatenate(([0], np.cumsum(lengths)[:-1])), lengths)
         postings = offsets + np.arange(lengths.sum())
-        products = self._weights[postings] * np.repeat(values / norm, lengths)
-        scores = np.bincount(self._owners[postings], weights=products, minlength=len(self.names))
+        owners, unit = self._owners[postings], np.repeat(values / norm, lengths)
+        cosines = np.bincount(owners, weights=self._weights[postings] * unit, minlength=len(self.names))
+        scores = cosines * np.bincount(owners, weights=unit**2, minlength=len(self.names))
         best = np.argsort(-scores, kind="stable")[:limit]
         return [Match(self.names[number], float(scores[number])) for number in best if scores[number] > 0]

@@ -63,4 +63,4 @@ def profile_of(texts: Iterable[str]) -> Profile | None:
         return None
     kept = np.argsort(-total, kind="stable")[:_MOST_FEATURES]
     kept = np.sort(kept[total[kept] > 0])
-    return Profile(kept, total[kept] / count, seen[kept] / count)
+    return Profile(kept, (total[kept] / count).astype(np.float32), (seen[kept] / count).astype(np.float32))
