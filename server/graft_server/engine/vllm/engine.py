@@ -126,6 +126,7 @@ class VllmEngine:
             constraints=("choices", "regex", "json_schema"),
             device=device,
             dtype=dtype,
+            otherwise=refusals.WAY_OUT,
         )
         self._methods = methods
         self._events = events
