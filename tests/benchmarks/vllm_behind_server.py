@@ -1,8 +1,8 @@
 """Adapters through our server on vLLM, over ``vllm serve``: 8 over 8 slots, and 64 over 8 slots.
 
-A closed loop of 64 clients, each request for an adapter drawn uniformly, prompts of 32 words, 32 new tokens, through the
-same load generator. ``serve`` is ``vllm serve --enable-lora --max-loras 8`` as it ships; ``serve, our wrapper`` is the
-same with the wrapper of ``graft_server.engine.vllm`` and ``--enforce-eager``, which it needs.
+A closed loop of 64 clients, each request for an adapter drawn uniformly, prompts of 32 words, 32 new tokens, through
+the same load generator. ``serve`` is ``vllm serve --enable-lora --max-loras 8`` as it ships; ``serve, our wrapper`` is
+the same with the wrapper of ``graft_server.engine.vllm`` and ``--enforce-eager``, which it needs.
 
     PYTHONPATH=tests python tests/benchmarks/vllm_behind_server.py --base-model FOLDER
 """
