@@ -337,7 +337,7 @@ class VllmEngine:
             raise AdapterLoadError(
                 f"{source.ref}: the vllm engine can't serve the method {source.method!r}; {refusals.WAY_OUT}"
             )
-        grafts = read_grafts(source, self._methods, self._model, max_rank=self.config.max_rank)
+        grafts = list(read_grafts(source, self._methods, self._model, max_rank=self.config.max_rank))
         if not grafts:
             raise AdapterLoadError(f"{source.ref}: no tensor belongs to a module of {self.base.name}")
         config = json.loads((Path(source.path) / CONFIG).read_text(encoding="utf-8"))
