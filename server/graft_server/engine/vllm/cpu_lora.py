@@ -59,7 +59,9 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
             hidden = torch.bmm(group.read(x), layer.down[group.places])
             if scale != 1.0:
                 hidden *= scale
-            group.add(y, torch.bmm(hidden, layer.up[group.places]))
+            for at, up in enumerate(layer.ups):
+                own = hidden[:, :, at * layer.rank : (at + 1) * layer.rank]
+                group.add(y[:, layer.ends[at] : layer.ends[at + 1]], torch.bmm(own, up[group.places]))
 
     def add_lora_embedding(
         self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **kwargs: Any
@@ -98,17 +100,18 @@ class PackedLayer:
     """
 
     def __init__(self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> None:
-        slots, _, rank, width = a[0].shape
-        ends = [0, *itertools.accumulate(part.shape[2] for part in b)]
-        #: ``[slots, in, slices * R]`` and ``[slots, slices * R, out]``; the latter is zero but for a block for each
-        #: slice, since one product with some zeros is faster than several small ones.
-        self.down = a[0].new_empty(slots, width, len(a) * rank)
-        self.up = b[0].new_zeros(slots, len(b) * rank, ends[-1])
-        for at, (down, up) in enumerate(zip(a, b, strict=True)):
-            block = slice(at * rank, (at + 1) * rank)
-            _move(down, self.down[:, :, block])
-            _move(up, self.up[:, block, ends[at] : ends[at + 1]])
+        slots, _, self.rank, width = a[0].shape
+        outs = [part.shape[2] for part in b]
+        #: ``[slots, in, slices * R]`` and, for each slice, ``[slots, R, out]``.
+        self.down = a[0].new_empty(slots, width, len(a) * self.rank)
+        self.ups = [part.new_empty(slots, self.rank, out) for part, out in zip(b, outs, strict=True)]
+        for at, part in enumerate(a):
+            _move(part, self.down[:, :, at * self.rank : (at + 1) * self.rank])
+        for part, up in zip(b, self.ups, strict=True):
+            _move(part, up)
         self._kept = (a, b)
+        #: Where each slice of the output begins, and where the last one ends.
+        self.ends: list[int] = [0, *itertools.accumulate(outs)]
 
 
 def _move(tensor: torch.Tensor, target: torch.Tensor) -> None:
