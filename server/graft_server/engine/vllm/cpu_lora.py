@@ -1,4 +1,4 @@
-"""LoRA on CPUs for vLLM: rows grouped by adapter, one or two batched products a layer.
+"""LoRA on CPUs for vLLM: rows grouped by adapter, a few batched products a layer.
 
 vLLM's own wrapper for CPUs copies A and B of its adapter for each token. Here each layer's weights are laid out once as
 batched products need them, q, k and v (and gate and up) side by side, since they read the same input; a step's rows are
