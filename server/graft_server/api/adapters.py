@@ -151,9 +151,9 @@ def inspect_folder(services: Services, task_name: str, folder: Path) -> Lineage:
     )
     capabilities = services.engine.capabilities
     if found.method not in capabilities.methods:
-        raise ProblemError(
-            "unservable", f"adapter_config.json: the {capabilities.engine} engine can't serve {found.method!r}"
-        )
+        hint = capabilities.otherwise and f"; {capabilities.otherwise}"
+        detail = f"adapter_config.json: the {capabilities.engine} engine can't serve {found.method!r}{hint}"
+        raise ProblemError("unservable", detail)
     if found.rank > capabilities.max_rank:
         detail = (
             f"adapter_config.json: rank {found.rank} is more than this server serves "

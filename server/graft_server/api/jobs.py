@@ -135,7 +135,7 @@ def _check(services: Services, body: JobPlan) -> dict[str, Any]:
         raise ProblemError(
             "unservable",
             f"method: the {capabilities.engine} engine can't serve {method.name!r}; "
-            f"it serves {', '.join(capabilities.methods)}",
+            f"it serves {', '.join(capabilities.methods)}{capabilities.otherwise and f'; {capabilities.otherwise}'}",
         )
     options = resolve_options(task, method, body.options).flat
     rank = method.rank(options)

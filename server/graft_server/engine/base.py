@@ -147,7 +147,10 @@ class ScoreResult(msgspec.Struct, frozen=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True):
-    """What an engine can serve; asked before a job or an adapter is accepted."""
+    """What an engine can serve; asked before a job or an adapter is accepted.
+
+    ``otherwise`` says what to do about an adapter that it can't serve; empty where nothing can be done.
+    """
 
     engine: str
     methods: tuple[str, ...]
@@ -156,6 +159,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     constraints: tuple[str, ...]
     device: str
     dtype: str
+    otherwise: str = ""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""LoRA on CPUs for vLLM: rows grouped by adapter, one or two batched products a layer.
+"""LoRA on CPUs for vLLM: rows grouped by adapter, a few batched products a layer.
 
 vLLM's own wrapper for CPUs copies A and B of its adapter for each token. Here each layer's weights are laid out once as
 batched products need them, q, k and v (and gate and up) side by side, since they read the same input; a step's rows are
@@ -7,6 +7,7 @@ grouped once for all its layers (Punica: Chen et al. 2023; S-LoRA: Sheng et al. 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -55,8 +56,12 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
             layer = self._packed[key] = PackedLayer(lora_a_stacked, lora_b_stacked)
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         for group in self._groups:
-            update = layer.apply(group.read(x), group.places)
-            group.add(y, update if scale == 1.0 else update * scale)
+            hidden = torch.bmm(group.read(x), layer.down[group.places])
+            if scale != 1.0:
+                hidden *= scale
+            for at, up in enumerate(layer.ups):
+                own = hidden[:, :, at * layer.rank : (at + 1) * layer.rank]
+                group.add(y[:, layer.ends[at] : layer.ends[at + 1]], torch.bmm(own, up[group.places]))
 
     def add_lora_embedding(
         self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **kwargs: Any
@@ -105,22 +110,12 @@ class PackedLayer:
         for part, up in zip(b, self.ups, strict=True):
             _move(part, up)
         self._kept = (a, b)
-        self._ends = torch.tensor([0, *outs]).cumsum(0).tolist()
-
-    def apply(self, x: torch.Tensor, places: slice) -> torch.Tensor:
-        """What the adapters in the slots ``places`` add: ``[P, n, in]`` to ``[P, n, out]``."""
-        hidden = torch.bmm(x, self.down[places])
-        if len(self.ups) == 1:
-            return torch.bmm(hidden, self.ups[0][places])
-        update = x.new_empty(*x.shape[:2], self._ends[-1])
-        for at, up in enumerate(self.ups):
-            part = hidden[:, :, at * self.rank : (at + 1) * self.rank]
-            update[:, :, self._ends[at] : self._ends[at + 1]] = torch.bmm(part, up[places])
-        return update
+        #: Where each slice of the output begins, and where the last one ends.
+        self.ends: list[int] = [0, *itertools.accumulate(outs)]
 
 
 def _move(tensor: torch.Tensor, target: torch.Tensor) -> None:
     """Have ``tensor`` (``[slots, 1, N, K]``) live in the memory of ``target`` (``[slots, K, N]``)."""
     view = target.transpose(1, 2).unsqueeze(1)
     view.copy_(tensor)
-    tensor.set_(view)
+    tensor.set_(view)  # type: ignore[call-overload]

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,7 +46,7 @@ from graft_server.engine.torch.slots import Slots
 from graft_server.engine.vllm import refusals
 from graft_server.engine.vllm.adapters import AdapterSlots
 from graft_server.engine.vllm.answers import Answer
-from graft_server.engine.vllm.runtime import EngineDeadError, Runtime, platform
+from graft_server.engine.vllm.runtime import REFUSALS, EngineDeadError, Runtime, platform
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,7 @@ class VllmEngine:
             constraints=("choices", "regex", "json_schema"),
             device=device,
             dtype=dtype,
+            otherwise=refusals.WAY_OUT,
         )
         self._methods = methods
         self._events = events
@@ -174,7 +175,7 @@ class VllmEngine:
             self._events.error(request_id, error)
         except EngineDeadError:
             self._die()
-        except ValueError as error:  # vLLM refuses the request
+        except REFUSALS as error:
             self._events.error(request_id, InvalidRequestError(str(error)))
         except Exception as error:
             logger.exception("vLLM failed a request")
@@ -199,6 +200,7 @@ class VllmEngine:
                 prompt_tokens=len(tokens),
                 tokens_per_delta=request.tokens_per_delta,
                 stop_tokens=stop_tokens,
+                decode=self._decode,
                 piece=self._piece,
                 top=sampling.logprobs,
                 queued_seconds=time.monotonic() - arrived,
@@ -273,6 +275,9 @@ class VllmEngine:
             "with no room for an answer; shorten the prompt"
         )
 
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
     def _piece(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))
 
@@ -332,7 +337,7 @@ class VllmEngine:
             raise AdapterLoadError(
                 f"{source.ref}: the vllm engine can't serve the method {source.method!r}; {refusals.WAY_OUT}"
             )
-        grafts = read_grafts(source, self._methods, self._model, max_rank=self.config.max_rank)
+        grafts = list(read_grafts(source, self._methods, self._model, max_rank=self.config.max_rank))
         if not grafts:
             raise AdapterLoadError(f"{source.ref}: no tensor belongs to a module of {self.base.name}")
         config = json.loads((Path(source.path) / CONFIG).read_text(encoding="utf-8"))

@@ -15,15 +15,15 @@ _FEW_ROWS = 64
 class RowGroup:
     """Rows of the adapters in the slots ``places``, ``P`` of them with ``n`` rows each.
 
-    ``gather`` (``[P * n]``) says which rows to read, a padded place repeating some row, ``real`` which of those places
-    are rows (``None``: all), and ``targets`` where they belong.
+    ``gather`` (``[P * n]``) says which rows to read, a padded place repeating some row. ``real`` says which of those
+    places the rows at ``targets`` are, in ascending order of rows; ``targets`` is ``None`` where those are all rows.
     """
 
     places: slice
     n: int
     gather: torch.Tensor
-    real: torch.Tensor | None
-    targets: torch.Tensor
+    real: torch.Tensor
+    targets: torch.Tensor | None
 
     def read(self, rows: torch.Tensor) -> torch.Tensor:
         """``[T, width]`` to ``[P, n, width]``."""
@@ -31,8 +31,11 @@ class RowGroup:
 
     def add(self, output: torch.Tensor, update: torch.Tensor) -> None:
         """``output`` (``[T, width]``) plus ``update`` (``[P, n, width]``) at this group's rows."""
-        flat = update.flatten(0, 1)
-        output.index_add_(0, self.targets, flat if self.real is None else flat.index_select(0, self.real))
+        own = update.flatten(0, 1).index_select(0, self.real)
+        if self.targets is None:
+            output.add_(own)
+        else:  # on CPUs several times as fast as `index_add_`
+            output.index_copy_(0, self.targets, own.add_(output.index_select(0, self.targets)))
 
 
 def group_rows(slots: Sequence[int], device: torch.device | str) -> list[RowGroup]:
@@ -50,23 +53,22 @@ def group_rows(slots: Sequence[int], device: torch.device | str) -> list[RowGrou
             break
         alone.append(together.pop(0))
     groups = [[slot] for slot in alone] + ([sorted(together)] if together else [])
-    return [_group({slot: rows[slot] for slot in group}, device) for group in groups]
+    return [_group({slot: rows[slot] for slot in group}, len(slots), device) for group in groups]
 
 
-def _group(rows: dict[int, list[int]], device: torch.device | str) -> RowGroup:
+def _group(rows: dict[int, list[int]], total: int, device: torch.device | str) -> RowGroup:
     first, last = min(rows), max(rows)
     n = max(map(len, rows.values()))
-    places = range(first, last + 1)
     some = rows[first][0]
-    gather = [row for slot in places for row in _padded(rows.get(slot, []), n, some)]
-    real = [(slot - first) * n + at for slot in rows for at in range(len(rows[slot]))]
-    targets = [row for own in rows.values() for row in own]
+    gather = [row for slot in range(first, last + 1) for row in _padded(rows.get(slot, []), n, some)]
+    place_of = {row: (slot - first) * n + at for slot, own in rows.items() for at, row in enumerate(own)}
+    targets = sorted(place_of)
     return RowGroup(
         slice(first, last + 1),
         n,
         torch.tensor(gather, device=device),
-        None if len(real) == len(gather) else torch.tensor(real, device=device),
-        torch.tensor(targets, device=device),
+        torch.tensor([place_of[row] for row in targets], device=device),
+        None if len(targets) == total else torch.tensor(targets, device=device),
     )
 
 

@@ -20,6 +20,7 @@ os.environ[BOUND] = "1"
 
 from vllm import SamplingParams, TokensPrompt
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -30,8 +31,10 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from graft_server.engine import base
 from graft_server.engine.base import AdapterSource, ConstraintSpec
 
-__all__ = ["EngineDeadError", "EngineGenerateError", "Runtime", "StepFigures", "platform"]
+__all__ = ["REFUSALS", "EngineDeadError", "EngineGenerateError", "Runtime", "StepFigures", "platform"]
 
+#: What vLLM raises for a request that it won't take as it stands.
+REFUSALS = (VLLMClientError, ValueError)
 #: Alternatives that a request may ask for with each token.
 _MOST_LOGPROBS = 64
 
