@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    insecure: bool = Field(False, description="Listen beyond this machine although there are no keys.")
     data_dir: Path = Field(Path("graft-data"), description="Registry, artefacts, datasets and jobs live here.")
     cache_dir: Path = Field(Path("~/.cache/graftwork"), description="Converted base models (also `GRAFT_CACHE`).")
     engine: Literal["auto", "torch"] = Field("auto", description="What runs the model.")

@@ -14,10 +14,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker
 
 from graft_server.registry.errors import NewerDatabaseError, StorageFullError
 from graft_server.registry.models import Counter
+from graft_server.registry.visibility import restrictions
 
 _BUSY_TIMEOUT_MS = 30_000
 _WRITES = "graft_writes"
@@ -31,11 +32,13 @@ class Database:
         if self._engine.dialect.name == "sqlite":
             _configure_sqlite(self._engine)
         self._writing_engine = self._engine.execution_options(**{_WRITES: True})
+        self._sessions = sessionmaker()
+        event.listen(self._sessions, "do_orm_execute", _show_what_may_be_seen)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A consistent view of the database."""
-        with self._reported_errors(), Session(self._engine) as session, session.begin():
+        with self._reported_errors(), self._sessions(bind=self._engine) as session, session.begin():
             yield session
 
     @contextmanager
@@ -45,7 +48,7 @@ class Database:
         Raises:
             StorageFullError: the disk is full; nothing was changed.
         """
-        with self._reported_errors(), Session(self._writing_engine) as session, session.begin():
+        with self._reported_errors(), self._sessions(bind=self._writing_engine) as session, session.begin():
             yield session
 
     @property
@@ -89,6 +92,12 @@ class Database:
             if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise StorageFullError(self.name) from error
             raise
+
+
+def _show_what_may_be_seen(state: ORMExecuteState) -> None:
+    """For every query, wherever it is written: rows that the caller may not see are not there."""
+    if state.is_select and not state.is_column_load:
+        state.statement = state.statement.options(*restrictions())
 
 
 def next_number(session: Session, name: str) -> int:
