@@ -150,7 +150,10 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
         # Uploads of a server that was killed; the folder is claimed, so they are nobody else's.
         await asyncio.to_thread(shutil.rmtree, settings.data_dir / UPLOADS, ignore_errors=True)
         try:
-            registry = await asyncio.to_thread(Registry.open, settings.data_dir)
+            database = settings.database_url
+            registry = await asyncio.to_thread(
+                Registry.open, settings.data_dir, database.get_secret_value() if database is not None else None
+            )
         except RegistryError as error:
             raise GraftError(str(error)) from error
         stack.push_async_callback(asyncio.to_thread, registry.close)

@@ -18,6 +18,7 @@ from graft_server.registry.errors import (
     InvalidNameError,
     RefusedArtefactError,
     StorageFullError,
+    UnavailableError,
     UnknownError,
 )
 from graft_server.training.options import OptionError
@@ -58,6 +59,7 @@ CODES: dict[str, tuple[int, str]] = {
     "internal": (500, "Internal error"),
     "engine-died": (502, "The engine's process ended"),
     "engine-unavailable": (503, "The engine is not running"),
+    "registry-unavailable": (503, "The registry's database does not answer"),
     "not-ready": (503, "The server is not ready"),
     "draining": (503, "The server is shutting down"),
     "deadline-exceeded": (504, "The request's time is over"),
@@ -102,6 +104,13 @@ def as_problem(error: BaseException) -> ProblemError | None:
             return ProblemError(error.code, str(error), nearest=error.nearest, errors=[place])
         case InvalidNameError():
             return ProblemError("invalid-name", str(error))
+        case UnavailableError():
+            # Which database it is stands in the log.
+            return ProblemError(
+                "registry-unavailable",
+                "the registry's database does not answer; nothing was changed, try again soon",
+                retry_after=2,
+            )
         case StorageFullError():
             return ProblemError("storage-full", str(error))
         case RefusedArtefactError():

@@ -1,4 +1,4 @@
-"""Keys, as a running server knows them: looked up in the registry, trusted for a second, watched while they are used."""
+"""Keys, as a running server knows them: looked up in the registry, trusted for half a second, watched while in use."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 
 from graft_client.schemas.jobs import JobCheck, JobCreate, JobInfo, JobPlan, JobState
-from graft_server.access.lease import guarded
 from graft_server.access.principal import current_lease
 from graft_server.api.adapters import check_adapter_name
 from graft_server.api.deps import ServicesDep, require_engine
@@ -90,14 +89,13 @@ async def job_events(
     await asyncio.to_thread(services.registry.job, job_id)
     if after is None:
         after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
-    lease = current_lease.get()
-    history = _events(services, job_id, after, follow)
-    return StreamResponse(history if lease is None else guarded(history, lease), media_type=EVENTS)
+    return StreamResponse(_events(services, job_id, after, follow), media_type=EVENTS)
 
 
 async def _events(services: Services, job_id: str, after: int, follow: bool) -> AsyncGenerator[str]:
     last_sent = time.monotonic()
-    while True:
+    lease = current_lease.get()
+    while lease is None or lease.ended is None:  # whoever follows on is told why
         # The state is read before the events, so that the events of a finished job are all there.
         finished = (await asyncio.to_thread(services.registry.job, job_id)).state.finished
         for item in await asyncio.to_thread(services.registry.events, job_id, after):

@@ -8,8 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from graft_client.schemas.keys import AuditItem, KeyCreate, KeyInfo, NewKey
+from graft_server.access.views import key_info
 from graft_server.api.deps import ServicesDep
-from graft_server.registry.records import KeyRecord
 
 router = APIRouter(prefix="/api", tags=["access"])
 
@@ -63,16 +63,3 @@ async def audit(
         )
         for item in found
     ]
-
-
-def key_info(record: KeyRecord) -> KeyInfo:
-    return KeyInfo(
-        id=record.id,
-        name=record.name,
-        scopes=list(record.scopes),
-        adapters=list(record.adapters),
-        tenant=record.tenant,
-        created_at=record.created_at,
-        expires_at=record.expires_at,
-        revoked_at=record.revoked_at,
-    )
