@@ -193,7 +193,7 @@ class Callers:
     def _operator_kinds(self) -> dict[str, tuple[int, Call]]:
         return {
             "load": (2, lambda: self._engine.load(self._adapter())),
-            "prefetch": (2, lambda: self._engine.prefetch(self._adapter())),
+            "prefetch": (2, self._prefetch),
             "pin": (2, self._pin),
             "unpin": (2, lambda: self._engine.unpin(self._adapter().engine_id)),
             "unload": (2, lambda: self._engine.unload(self._adapter().engine_id)),
@@ -203,6 +203,9 @@ class Callers:
 
     def _adapter(self) -> AdapterSource:
         return self._chance.choice(self._reference.sources)
+
+    async def _prefetch(self) -> None:
+        self._engine.prefetch(self._adapter())
 
     async def _pin(self) -> None:
         try:

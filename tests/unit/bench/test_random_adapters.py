@@ -36,7 +36,7 @@ def adapter(base: BaseModel, tmp_path: Path) -> Path:
 
 def test_the_engine_reads_it(base: BaseModel, adapter: Path) -> None:
     source = AdapterSource("bench@1", 1, str(adapter), "lora", RANK)
-    grafts = read_grafts(source, methods(), load_meta_model(base), max_rank=RANK)
+    grafts = list(read_grafts(source, methods(), load_meta_model(base), max_rank=RANK))
     # Two layers of seven linear modules; the output layer is not among them.
     assert len({graft.module for graft in grafts}) == len(grafts) == 14
     assert all(graft.scaling == 1.0 and graft.a.shape[0] == RANK for graft in grafts)

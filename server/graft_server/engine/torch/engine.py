@@ -34,11 +34,12 @@ from graft_server.engine.base import (
 from graft_server.engine.integrity import require
 from graft_server.engine.messages import EngineConfig
 from graft_server.engine.torch import constraints
-from graft_server.engine.torch.adapter_files import read_grafts
+from graft_server.engine.torch.adapter_files import fetch_files, read_grafts
 from graft_server.engine.torch.answers import Answer, Scoring
 from graft_server.engine.torch.embeddings import Embedder
 from graft_server.engine.torch.host_cache import HostCache
 from graft_server.engine.torch.loader import AdapterLoader
+from graft_server.engine.torch.reading import Pieces
 from graft_server.engine.torch.resident import ResidentAdapter, make_resident
 from graft_server.engine.torch.runner import ModelRunner
 from graft_server.engine.torch.sampler import Draw, sample
@@ -87,6 +88,7 @@ class TorchEngine:
         self.loader = AdapterLoader(
             slots=self.slots,
             host=HostCache(config.host_cache_mib << 20),
+            fetch=fetch_files,
             read=self._read,
             place=self._place,
             displace=self._displace,
@@ -112,6 +114,8 @@ class TorchEngine:
         self._load_waiters: dict[int, list[str]] = {}
         self._refs: dict[int, str] = {}
         self._leaving: set[int] = set()
+        #: How long the last step took.
+        self._step_seconds = 0.0
         self._generated = 0
         self._recent: deque[tuple[float, int]] = deque()
 
@@ -283,14 +287,15 @@ class TorchEngine:
             self._forget(engine_id)
 
     def poll_adapters(self) -> None:
-        """Between steps: take in adapters that have been read."""
-        for source, error in self.loader.poll(decoding=not self.scheduler.idle):
+        """Between steps: read adapters on, and take in those that are ready."""
+        step_seconds = None if self.scheduler.idle else self._step_seconds
+        for source, error in self.loader.poll(step_seconds=step_seconds):
             self._fail_load(source, error)
 
     def _know(self, source: AdapterSource) -> None:
         self._refs[source.engine_id] = source.ref
 
-    def _read(self, source: AdapterSource) -> ResidentAdapter:
+    def _read(self, source: AdapterSource) -> Pieces:
         grafts = read_grafts(source, self._methods, self.runner.model, max_rank=self.config.max_rank)
         return make_resident(grafts, dtype=self.runner.dtype)
 
@@ -379,6 +384,7 @@ class TorchEngine:
             if result is not None:
                 self._finish(scoring)
                 self._events.scored(scoring.request.id, result)
+        self._step_seconds = time.monotonic() - now
 
     def _take_tokens(self, answers: list[tuple[int, Answer]], logits: torch.Tensor) -> None:
         rows = [row for row, _ in answers]
