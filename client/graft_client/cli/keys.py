@@ -63,7 +63,7 @@ def keys() -> None:
     help="Write it into this data folder instead of asking a server: for the first key, and where all are lost.",
 )
 @with_session
-def create(session: Session, days: float | None, data_dir: Path | None, **fields: Any) -> None:
+def create(session: Session, /, days: float | None, data_dir: Path | None, **fields: Any) -> None:
     """Make a key and print it, once: only its hash is kept.
 
     The first key must have the scope admin. From then on the server answers nobody without a key.

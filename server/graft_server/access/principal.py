@@ -35,16 +35,13 @@ class Principal:
     @contextmanager
     def acting(self, lease: Lease | None) -> Iterator[None]:
         """Everything within is done by, and seen as by, this principal, for as long as ``lease`` holds."""
-        tokens = [
-            (actor, actor.set(self.name)),
-            (visible, visible.set(self.view)),
-            (current_lease, current_lease.set(lease)),
-        ]
+        by, seen, held = actor.set(self.name), visible.set(self.view), current_lease.set(lease)
         try:
             yield
         finally:
-            for variable, token in reversed(tokens):
-                variable.reset(token)
+            current_lease.reset(held)
+            visible.reset(seen)
+            actor.reset(by)
 
 
 #: On a server without keys that listens on loopback only.

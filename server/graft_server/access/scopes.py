@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from re import Pattern
 
@@ -74,14 +75,13 @@ NEEDS: dict[str, Need] = {
 }
 
 
-def _compiled() -> list[tuple[str, Pattern[str], Need]]:
-    return [
-        (method, compile_path(path)[0], need)
-        for method, path, need in ((*route.split(" ", 1), need) for route, need in NEEDS.items())
-    ]
+def _compiled() -> Iterator[tuple[str, Pattern[str], Need]]:
+    for route, need in NEEDS.items():
+        method, path = route.split(" ")
+        yield method, compile_path(path)[0], need
 
 
-_PATTERNS = _compiled()
+_PATTERNS = tuple(_compiled())
 
 
 def need_of(method: str, path: str) -> Need:
