@@ -20,6 +20,7 @@ from graft_client._transport import (
     parse,
     raise_for_problem,
     request_arguments,
+    resolve_key,
     resolve_url,
     translated,
     understood,
@@ -54,10 +55,12 @@ class AsyncClient:
     Many tasks may share one client. See ``Client`` for the parameters and the errors raised.
     """
 
-    def __init__(self, url: str | None = None, *, timeout: float = 600.0, retries: int = 3) -> None:
+    def __init__(
+        self, url: str | None = None, *, key: str | None = None, timeout: float = 600.0, retries: int = 3
+    ) -> None:
         self.url = resolve_url(url)
         self._policy = RetryPolicy(retries)
-        self._http = httpx.AsyncClient(**http_options(self.url, timeout))
+        self._http = httpx.AsyncClient(**http_options(self.url, timeout, resolve_key(key)))
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -118,6 +121,10 @@ class AsyncClient:
     predict_stream = _stream(calls.predict_stream)
     predict_bulk = _stream(calls.predict_bulk)
     evaluate = _stream(calls.evaluate)
+    create_key = _single(calls.create_key)
+    keys = _single(calls.keys)
+    revoke_key = _single(calls.revoke_key)
+    audit = _single(calls.audit)
 
     async def send(self, call: Call[T]) -> T:
         """Carries out one call, again where that is safe and may help."""

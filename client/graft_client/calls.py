@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -22,6 +23,7 @@ from graft_client.schemas.bundles import MergeRequest
 from graft_client.schemas.common import JsonObject
 from graft_client.schemas.datasets import DatasetCheck, DatasetInfo
 from graft_client.schemas.jobs import JobCheck, JobCreate, JobEvent, JobInfo, JobPlan, JobState
+from graft_client.schemas.keys import AuditItem, KeyCreate, KeyInfo, NewKey
 from graft_client.schemas.lifecycle import (
     AliasEvent,
     ChangeRequest,
@@ -419,6 +421,37 @@ def evaluate(
     """Measures an adapter on a dataset: progress, then a summary. An error in between is raised."""
     body = _request(EvaluationRequest, adapter=adapter, dataset=dataset, task=task, against=against, limit=limit)
     return StreamCall("POST", "/api/evaluations", "ndjson", _evaluation_event, body=body)
+
+
+def create_key(
+    *,
+    name: str,
+    scopes: Sequence[str],
+    adapters: Sequence[str] = (),
+    tenant: str | None = None,
+    expires_at: datetime | None = None,
+) -> Call[NewKey]:
+    """Makes a key; the answer is the only place where it is shown. Limited to ``adapters`` (names, ``*`` stands for
+    anything) or to a ``tenant``'s, it sees nothing else."""
+    body = _request(
+        KeyCreate, name=name, scopes=list(scopes), adapters=list(adapters), tenant=tenant, expires_at=expires_at
+    )
+    return Call("POST", "/api/keys", _document(NewKey), body=body)
+
+
+def keys() -> Call[list[KeyInfo]]:
+    """Every key without its secret, the oldest first, revoked ones included."""
+    return _get("/api/keys", _documents(KeyInfo))
+
+
+def revoke_key(id: str) -> Call[KeyInfo]:  # noqa: A002
+    """Ends a key at once; what it has in flight ends within a second."""
+    return Call("DELETE", f"/api/keys/{_segment(id)}", _document(KeyInfo), repeatable=True)
+
+
+def audit(*, target: str | None = None, before: int | None = None, limit: int | None = None) -> Call[list[AuditItem]]:
+    """The newest changes first; of one ``target``, and before the entry number ``before``."""
+    return _get("/api/audit", _documents(AuditItem), target=target, before=before, limit=limit)
 
 
 def prediction(

@@ -20,6 +20,7 @@ from graft_client._transport import (
     parse,
     raise_for_problem,
     request_arguments,
+    resolve_key,
     resolve_url,
     translated,
     understood,
@@ -49,18 +50,20 @@ def _stream(build: Callable[P, StreamCall[T]]) -> Callable[Concatenate[Client, P
 class Client:
     """A connection to one graftwork server. Threads may share it.
 
-    ``url`` defaults to ``GRAFT_URL``, else to the local server's. ``timeout`` is how many seconds the server
-    may stay silent, ``retries`` how often a request that can safely be repeated is sent again when the server
-    cannot be reached or answers that it is busy.
+    ``url`` defaults to ``GRAFT_URL``, else to the local server's, and ``key`` to ``GRAFT_API_KEY``. ``timeout`` is how
+    many seconds the server may stay silent, ``retries`` how often a request that can safely be repeated is sent again
+    when the server cannot be reached or answers that it is busy.
 
     Every method raises a ``GraftError``: ``ConnectError`` where no server answers, ``ServerError`` or its
     subclass for a problem that the server reports, ``UsageError`` for arguments that cannot be right.
     """
 
-    def __init__(self, url: str | None = None, *, timeout: float = 600.0, retries: int = 3) -> None:
+    def __init__(
+        self, url: str | None = None, *, key: str | None = None, timeout: float = 600.0, retries: int = 3
+    ) -> None:
         self.url = resolve_url(url)
         self._policy = RetryPolicy(retries)
-        self._http = httpx.Client(**http_options(self.url, timeout))
+        self._http = httpx.Client(**http_options(self.url, timeout, resolve_key(key)))
 
     def close(self) -> None:
         """Closes the connections."""
@@ -121,6 +124,10 @@ class Client:
     predict_stream = _stream(calls.predict_stream)
     predict_bulk = _stream(calls.predict_bulk)
     evaluate = _stream(calls.evaluate)
+    create_key = _single(calls.create_key)
+    keys = _single(calls.keys)
+    revoke_key = _single(calls.revoke_key)
+    audit = _single(calls.audit)
 
     def send(self, call: Call[T]) -> T:
         """Carries out one call, again where that is safe and may help."""

@@ -16,9 +16,11 @@ from graft_client.schemas.adapters import VersionInfo
 from graft_client.schemas.jobs import JobInfo
 from graft_plugins.manager import PluginHost
 from graft_server import base_model
+from graft_server.access.keyring import Keyring
 from graft_server.admission.gate import Gate
 from graft_server.admission.turnstile import Turnstile
 from graft_server.api import (
+    access,
     adapters,
     aliases,
     bundles,
@@ -28,6 +30,7 @@ from graft_server.api import (
     gc,
     health,
     jobs,
+    keys,
     middleware,
     predict,
     problems,
@@ -79,6 +82,7 @@ _ROUTERS = (
     routes.router,
     predict.router,
     evaluations.router,
+    keys.router,
     models.router,
     chat.router,
     completions.router,
@@ -130,6 +134,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         guards=guards,
         shadows=shadows,
         cleaner=Cleaner(registry, pins, predictor.traffic),
+        keyring=Keyring(registry),
         metrics=metrics,
         observers=observers,
     )
@@ -152,6 +157,7 @@ def create_app(services: Services) -> FastAPI:
     problems.install(app)
     # The last one added is the outermost.
     app.add_middleware(middleware.BodyLimit, limit=services.settings.max_body_mib * 2**20)
+    app.add_middleware(access.Access, keyring=services.keyring)
     app.add_middleware(middleware.Drain, lifecycle=services.lifecycle)
     app.add_middleware(middleware.RequestContext, metrics=services.metrics)
     return app
@@ -174,7 +180,10 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
         # Uploads of a server that was killed; the folder is claimed, so they are nobody else's.
         await asyncio.to_thread(shutil.rmtree, settings.data_dir / UPLOADS, ignore_errors=True)
         try:
-            registry = await asyncio.to_thread(Registry.open, settings.data_dir)
+            database = settings.database_url
+            registry = await asyncio.to_thread(
+                Registry.open, settings.data_dir, database.get_secret_value() if database is not None else None
+            )
         except RegistryError as error:
             raise GraftError(str(error)) from error
         stack.push_async_callback(asyncio.to_thread, registry.close)
@@ -186,8 +195,9 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
         stack.push_async_callback(asyncio.to_thread, services.observers.close)
         stack.push_async_callback(services.shadows.close)
         url = url_of(bound)
-        if not is_loopback(bound):
-            log.warning("listening beyond this machine at %s: anyone who can reach it can use it", url)
+        services.keyring.local_only = is_loopback(bound)
+        if not await services.keyring.locked():
+            _check_reach(settings, url, local_only=services.keyring.local_only)
         server = HttpServer(
             create_app(services),
             services.lifecycle,
@@ -201,6 +211,23 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
             starting.result()
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
+
+
+def _check_reach(settings: Settings, url: str, *, local_only: bool) -> None:
+    """Without keys, only this machine may reach the server, unless somebody insists.
+
+    Raises:
+        GraftError: it would be open to others.
+    """
+    if local_only:
+        log.info("there are no keys: anyone on this machine can use the server, and nobody else")
+    elif settings.insecure:
+        log.warning("listening beyond this machine at %s without keys: anyone who can reach it can use it", url)
+    else:
+        raise GraftError(
+            f"{settings.host} can be reached by others and there are no keys: make one with `graft keys create "
+            f"--data-dir {settings.data_dir} --name NAME --scope admin`, or insist with --insecure"
+        )
 
 
 async def _start(services: Services, stack: AsyncExitStack, progress: StartupProgress, url: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from graft_client.errors import UsageError
@@ -28,7 +28,13 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    insecure: bool = Field(False, description="Listen beyond this machine although there are no keys.")
     data_dir: Path = Field(Path("graft-data"), description="Registry, artefacts, datasets and jobs live here.")
+    database_url: SecretStr | None = Field(
+        None,
+        description="The registry's database, `postgresql://user:password@host/name`; SQLite in the data folder if not "
+        "set.",
+    )
     cache_dir: Path = Field(Path("~/.cache/graftwork"), description="Converted base models (also `GRAFT_CACHE`).")
     engine: Literal["auto", "torch", "vllm"] = Field(
         "auto", description="What runs the model: `torch`, `vllm`, or `auto`, which is vLLM where it is installed."
@@ -112,6 +118,16 @@ def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> Settings
         else:
             place = _variable(key)
         raise UsageError(f"{place}: {first['msg']}, not {first['input']!r}") from None
+
+
+def load_database_url() -> str | None:
+    """The setting ``database_url`` alone, for commands that need no server.
+
+    Raises:
+        UsageError: ``graft.toml`` can't be read.
+    """
+    from_file = _read_toml(Path(CONFIG_FILE)) if Path(CONFIG_FILE).is_file() else {}
+    return os.environ.get(_variable("database_url")) or from_file.get("database_url")
 
 
 def _variable(key: str) -> str:

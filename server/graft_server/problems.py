@@ -18,6 +18,7 @@ from graft_server.registry.errors import (
     InvalidNameError,
     RefusedArtefactError,
     StorageFullError,
+    UnavailableError,
     UnknownError,
 )
 from graft_server.training.options import OptionError
@@ -26,6 +27,8 @@ from graft_server.training.options import OptionError
 CODES: dict[str, tuple[int, str]] = {
     "invalid-json": (400, "The body is not JSON"),
     "invalid-form": (400, "The body is not a well-formed form"),
+    "unauthorized": (401, "A valid key is needed"),
+    "forbidden": (403, "The key may not do this"),
     "unknown-route": (404, "No such route"),
     "unknown-adapter": (404, "No such adapter"),
     "unknown-version": (404, "No such adapter version"),
@@ -33,6 +36,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown-task": (404, "No such task"),
     "unknown-dataset": (404, "No such dataset"),
     "unknown-job": (404, "No such job"),
+    "unknown-key": (404, "No such key"),
     "method-not-allowed": (405, "The route does not take this method"),
     "conflict": (409, "In conflict with what exists"),
     "gate-refused": (409, "The version is not good enough to be promoted"),
@@ -58,6 +62,7 @@ CODES: dict[str, tuple[int, str]] = {
     "internal": (500, "Internal error"),
     "engine-died": (502, "The engine's process ended"),
     "engine-unavailable": (503, "The engine is not running"),
+    "registry-unavailable": (503, "The registry's database does not answer"),
     "not-ready": (503, "The server is not ready"),
     "draining": (503, "The server is shutting down"),
     "deadline-exceeded": (504, "The request's time is over"),
@@ -104,6 +109,13 @@ def as_problem(error: BaseException) -> ProblemError | None:
             return ProblemError(error.code, str(error), nearest=error.nearest, errors=[place])
         case InvalidNameError():
             return ProblemError("invalid-name", str(error))
+        case UnavailableError():
+            # Which database it is stands in the log.
+            return ProblemError(
+                "registry-unavailable",
+                "the registry's database does not answer; nothing was changed, try again soon",
+                retry_after=2,
+            )
         case StorageFullError():
             return ProblemError("storage-full", str(error))
         case RefusedArtefactError():

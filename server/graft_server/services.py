@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from graft_plugins.manager import PluginHost
+from graft_server.access.keyring import Keyring
 from graft_server.config import Settings
 from graft_server.engine.base import Engine
 from graft_server.engine.stats_cache import StatsCache
@@ -54,6 +55,7 @@ class Services:
     cleaner: Cleaner
     guards: Guards
     shadows: Shadows
+    keyring: Keyring
     metrics: Metrics
     observers: Observers
     lifecycle: Lifecycle = field(default_factory=Lifecycle)

@@ -90,7 +90,7 @@ def _ask(ctx: click.Context, incomplete: str, names: Callable[[Client], Iterable
     from graft_client.errors import GraftError
 
     try:
-        with Client(ctx.params.get("url"), timeout=_PATIENCE, retries=0) as client:
+        with Client(ctx.params.get("url"), key=ctx.params.get("api_key"), timeout=_PATIENCE, retries=0) as client:
             return [name for name in names(client) if name.startswith(incomplete)]
     except GraftError:
         return []

@@ -17,6 +17,7 @@ from graft_server.registry.database import next_number
 from graft_server.registry.errors import ConflictError, InvalidNameError, UnknownError
 from graft_server.registry.models import Adapter, Alias, Artefact, Version, now
 from graft_server.registry.records import AdapterRecord, Lineage, VersionRecord
+from graft_server.registry.visibility import visible
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _RESERVED = frozenset({"base", "auto"})
@@ -40,6 +41,10 @@ def check_name(name: str) -> None:
             f"{name!r} can't name an adapter: use 1 to 64 lower-case letters, digits, hyphens, underscores and "
             "dots, starting with a letter or a digit"
         )
+    view = visible.get()
+    if view is not None and not view.allows(name):
+        # Said of every such name, there or not.
+        raise InvalidNameError(f"{name!r} is no name that your key may use: {view.described}")
 
 
 def check_task(session: Session, name: str, task: str) -> None:

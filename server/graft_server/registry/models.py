@@ -195,6 +195,8 @@ class Dataset(Table):
     bad_rows: Mapped[int] = mapped_column(BigInteger)
     files: Mapped[list[Any]]
     created_at: Mapped[datetime]
+    #: Whose it is, where it was stored by a caller who may not see everything.
+    owner: Mapped[str | None] = mapped_column(String(64))
 
 
 class Job(Table):
@@ -234,6 +236,36 @@ class Event(Table):
     time: Mapped[datetime]
     kind: Mapped[str] = mapped_column(String(16))
     data: Mapped[dict[str, Any]]
+
+
+class ApiKey(Table):
+    """A caller's key. ``digest`` is the sha256 of its secret, which is stored nowhere. Revoked ones stay, so that a
+    server that once had keys is never open again."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64))
+    scopes: Mapped[list[Any]]
+    adapters: Mapped[list[Any]]
+    tenant: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class AuditEntry(Table):
+    """One change, written in the transaction that made it."""
+
+    __tablename__ = "audit"
+
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    time: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(String(96))
+    action: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(String(192))
+    detail: Mapped[dict[str, Any]]
 
 
 class Setting(Table):

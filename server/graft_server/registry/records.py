@@ -156,3 +156,34 @@ class JobRecord:
     finished_at: datetime | None
     train_seconds: float | None
     train_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key, without its secret. ``digest`` is the secret's sha256 (hex)."""
+
+    id: str
+    name: str
+    digest: str = field(repr=False)
+    scopes: tuple[str, ...]
+    adapters: tuple[str, ...]
+    tenant: str | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    def valid(self, at: datetime) -> bool:
+        """Whether it opens anything at this moment."""
+        return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One change: who did what to what."""
+
+    seq: int
+    time: datetime
+    actor: str
+    action: str
+    target: str
+    detail: dict[str, Any]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
-from graft_server.registry import adapters, datasets, jobs
+from graft_server.registry import adapters, audit, datasets, jobs, keys
 from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import Database
@@ -25,8 +26,10 @@ from graft_server.registry.jobs import EventKind
 from graft_server.registry.models import Adapter, Artefact, Dataset, Job, RouteRow, Setting, Version
 from graft_server.registry.records import (
     AdapterRecord,
+    AuditRecord,
     DatasetRecord,
     JobRecord,
+    KeyRecord,
     Lineage,
     RouteRecord,
     VersionRecord,
@@ -464,6 +467,57 @@ class Registry:
     def _job(self, identity: str) -> Iterator[tuple[Session, Job]]:
         with self._database.write() as session:
             yield session, jobs.find(session, identity, lock=True)
+
+    # Keys and the log of changes
+
+    def create_key(
+        self,
+        name: str,
+        scopes: Sequence[str],
+        *,
+        adapters: Sequence[str] = (),
+        tenant: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> tuple[KeyRecord, str]:
+        """Make a key; returns its record, and the key itself, which can't be had again.
+
+        Raises:
+            ConflictError: there is no key yet, and this one could make no others.
+        """
+        with self._database.write() as session:
+            row, secret = keys.create(session, name, scopes, adapters=adapters, tenant=tenant, expires_at=expires_at)
+            return keys.record(row), secret
+
+    def key(self, id: str) -> KeyRecord | None:  # noqa: A002
+        """A key by the id that it begins with."""
+        with self._database.read() as session:
+            row = keys.get(session, id)
+            return None if row is None else keys.record(row)
+
+    def keys(self) -> list[KeyRecord]:
+        """Every key, the oldest first, revoked ones included."""
+        with self._database.read() as session:
+            return [keys.record(row) for row in keys.list_all(session)]
+
+    def has_keys(self) -> bool:
+        """Whether there ever was a key."""
+        with self._database.read() as session:
+            return keys.any_exist(session)
+
+    def revoke_key(self, id: str) -> KeyRecord:  # noqa: A002
+        """End a key. One that is revoked already is left as it is.
+
+        Raises:
+            UnknownError: there is none.
+            ConflictError: it is the last that can make others.
+        """
+        with self._database.write() as session:
+            return keys.record(keys.revoke(session, id))
+
+    def audit(self, *, target: str | None = None, before: int | None = None, limit: int = 100) -> list[AuditRecord]:
+        """The newest changes first; of one target, and before an entry."""
+        with self._database.read() as session:
+            return [audit.record(row) for row in audit.entries(session, target, before, limit)]
 
     # Everything else
 

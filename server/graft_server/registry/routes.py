@@ -20,6 +20,7 @@ from graft_server.registry.database import Database, next_number
 from graft_server.registry.errors import ConflictError, UnknownError
 from graft_server.registry.models import Adapter, RouteEvent, RouteRow, RouteVersion, Version, now
 from graft_server.registry.records import RouteEventRecord, RouteRecord, VersionRecord
+from graft_server.registry.visibility import EVERYTHING
 
 BASE = "base"
 
@@ -192,6 +193,7 @@ def route_record(session: Session, row: RouteRow, store: ArtefactStore) -> Route
         .join(RouteVersion, RouteVersion.engine_id == Version.engine_id)
         .where(RouteVersion.route == row.name)
         .options(joinedload(Version.artefact))
+        .execution_options(**{EVERYTHING: True})
     )
     versions: dict[str, VersionRecord] = {}
     for version in session.scalars(query):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from graft_client.schemas.common import Timings, Usage
 from graft_client.schemas.predict import PredictRequest, PredictResponse
 from graft_plugins.task import CandidateScore, Generate, Generation, Output, Score, Scores
+from graft_server.access.lease import guarded
+from graft_server.access.principal import current_lease
 from graft_server.admission.deadlines import DeadlineError, before
 from graft_server.admission.gate import FullError
 from graft_server.admission.turnstile import Turnstile
@@ -205,7 +207,7 @@ class Predictor:
                     raise
         raise RuntimeError("a stream ended without an answer")
 
-    async def stream(
+    def stream(
         self,
         plan: Plan,
         terms: Terms,
@@ -221,8 +223,15 @@ class Predictor:
         are shown to plugins and counted. ``tokens_per_delta`` is how many tokens may come together.
 
         Raises:
-            ProblemError: whatever ended the request; nothing of another kind.
+            ProblemError: whatever ended the request, the end of its caller's key too; nothing of another kind.
         """
+        items = self._stream(plan, terms, source=source, observed=observed, tokens_per_delta=tokens_per_delta)
+        lease = current_lease.get()
+        return items if lease is None else guarded(items, lease)
+
+    async def _stream(
+        self, plan: Plan, terms: Terms, *, source: AdapterSource | None, observed: bool, tokens_per_delta: int
+    ) -> AsyncGenerator[Piece | Answer]:
         for fallback in (*plan.route.fallback, None):
             current = plan if not plan.rerouted else await asyncio.to_thread(replanned, plan, plan.rerouted[-1])
             attempt = self._attempt(current, terms, source=source, observed=observed, tokens_per_delta=tokens_per_delta)

@@ -5,16 +5,27 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from graft_client.schemas.jobs import JobState
 from graft_client.schemas.routes import RouteSpec
 from graft_server.registry import ConflictError, Lineage, Registry, UnknownError
+from support.postgresql import PostgreSQL
 
 TASKS = {"a": "translation", "b": "translation", "c": "chat"}
 WORKING = (JobState.running, JobState.evaluating)
@@ -26,11 +37,14 @@ aliases = st.sampled_from(["production", "staging"])
 class RegistryMachine(RuleBasedStateMachine):
     datasets = Bundle("datasets")
     jobs = Bundle("jobs")
+    #: The URL of an empty database; ``None`` is SQLite in the data folder.
+    new_database: Callable[[], str | None] = staticmethod(lambda: None)
 
     def __init__(self) -> None:
         super().__init__()
         self.root = Path(tempfile.mkdtemp())
-        self.registry = Registry.open(self.root / "data")
+        self.url = self.new_database()
+        self.registry = Registry.open(self.root / "data", self.url)
         self.versions: dict[str, tuple[int, str]] = {}
         self.pinned: set[str] = set()
         #: What an alias stood for, one after the other, the present last.
@@ -291,7 +305,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(crashed=st.booleans())
     def reopen(self, crashed: bool) -> None:
         self.registry.close()
-        self.registry = Registry.open(self.root / "data")
+        self.registry = Registry.open(self.root / "data", self.url)
         if crashed:
             self.registry.recover_jobs()
             lost = [job for job, state in self.states.items() if state in WORKING]
@@ -326,7 +340,15 @@ class RegistryMachine(RuleBasedStateMachine):
         assert {dataset.id for dataset in self.registry.datasets()} == set(self.live_datasets)
 
 
-TestRegistry = RegistryMachine.TestCase
-TestRegistry.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
+_SETTINGS = settings(max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def test_sqlite() -> None:
+    run_state_machine_as_test(RegistryMachine, settings=_SETTINGS)
+
+
+def test_postgresql(postgres: PostgreSQL) -> None:
+    class OnPostgreSQL(RegistryMachine):
+        new_database = staticmethod(postgres.new_database)
+
+    run_state_machine_as_test(OnPostgreSQL, settings=settings(_SETTINGS, max_examples=5))

@@ -52,7 +52,12 @@ async def behind_gate(client: httpx.AsyncClient, version: int, **body: Any) -> d
 
 async def test_requests_follow_an_alias_everywhere(client: httpx.AsyncClient) -> None:
     event = await promote(client, 2, why="good")
-    assert (event["version"], event["previous"], event["who"], event["why"]) == (2, None, "operator", "good")
+    assert (event["version"], event["previous"], event["who"], event["why"]) == (
+        2,
+        None,
+        "anyone on this machine",
+        "good",
+    )
     assert await answering(client, "de@production") == "de@2"
     assert await answering(client, "de") == await answering(client, "de@latest") == "de@3"
     assert (await client.get("/api/adapters/de")).json()["aliases"] == {"production": 2}
@@ -156,7 +161,7 @@ async def test_a_promote_while_the_gate_measures_wins(client: httpx.AsyncClient,
     engine.release()
     last = await measuring
     assert last["problem"]["code"] == "conflict"
-    assert "was moved to de@3 by operator meanwhile" in last["problem"]["detail"]
+    assert "was moved to de@3 by anyone on this machine meanwhile" in last["problem"]["detail"]
     assert (await client.get("/api/adapters/de")).json()["aliases"] == {"production": 3}
 
 

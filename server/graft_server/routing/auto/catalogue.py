@@ -21,6 +21,7 @@ from graft_plugins.manager import PluginHost
 from graft_plugins.task import AnyTask, Prompt, RequestError
 from graft_server.registry import Registry
 from graft_server.registry.records import VersionRecord
+from graft_server.registry.visibility import visible
 from graft_server.routing.auto.index import Match, ProfileIndex
 from graft_server.routing.auto.profiles import MOST_TEXTS, Profile, profile_of
 from graft_server.routing.states import StateCache
@@ -53,11 +54,20 @@ class ProfileCatalogue:
 
     def match(self, text: str, task: str | None = None) -> list[Match]:
         """Adapters by how similar ``text`` is to what they were trained on, the best first; of one task with
-        ``task``."""
-        known = self.refresh()
-        if task is None:
+        ``task``. Those that the caller may not see are passed over."""
+        # The catalogue is everybody's, so it is made of what nobody may be kept from.
+        view, token = visible.get(), visible.set(None)
+        try:
+            known = self.refresh()
+        finally:
+            visible.reset(token)
+        if task is None and view is None:
             return known.index.match(text)
-        return [match for match in known.index.match(text, len(known.tasks)) if known.tasks[match.name] == task]
+        return [
+            match
+            for match in known.index.match(text, len(known.tasks))
+            if (task is None or known.tasks[match.name] == task) and (view is None or view.allows(match.name))
+        ]
 
     def refresh(self) -> _Known:
         """Take in what was published since the last time."""
