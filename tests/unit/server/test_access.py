@@ -16,6 +16,7 @@ import pytest
 
 from graft_client.errors import GraftError
 from graft_client.schemas.keys import SCOPES
+from graft_client.schemas.routes import RouteSpec, RouteTarget
 from graft_server.access.principal import ANYONE
 from graft_server.access.scopes import NEEDS, need_of
 from graft_server.app import _check_reach, create_app
@@ -71,7 +72,7 @@ async def test_the_first_key_closes_the_server(client: httpx.AsyncClient, servic
     listed = await client.get("/api/keys", headers=bearer(made["key"]))
     assert [key["name"] for key in listed.json()] == ["root"]
     assert made["key"] not in listed.text
-    assert made["key"].rpartition("_")[2] not in (services.settings.data_dir / "registry.db").read_bytes().decode(
+    assert made["key"].split("_", 2)[2] not in (services.settings.data_dir / "registry.db").read_bytes().decode(
         "latin-1"
     )
 
@@ -84,7 +85,7 @@ async def test_no_valid_key(client: httpx.AsyncClient, admin: str, header: str |
 
 
 async def test_a_wrong_secret_reads_as_a_key_that_never_was(client: httpx.AsyncClient, admin: str) -> None:
-    known, unknown = admin[:-4] + "AAAA", "graft_000000000000_" + admin.rpartition("_")[2]
+    known, unknown = admin[:-4] + "AAAA", "graft_000000000000_" + admin.split("_", 2)[2]
     first, second = [(await client.get("/api/tasks", headers=bearer(key))).json() for key in (known, unknown)]
     assert first["detail"] == second["detail"]
 
@@ -146,7 +147,10 @@ async def test_what_a_key_may_not_see_does_not_exist(
         for method, path, body in (
             ("GET", f"/api/adapters/{name}", None),
             ("GET", f"/api/adapters/{name}/versions/1", None),
+            ("GET", f"/api/adapters/{name}/versions/production", None),
             ("GET", f"/api/adapters/{name}/archive", None),
+            ("GET", f"/api/adapters/{name}/history", None),
+            ("POST", f"/api/adapters/{name}/aliases/production", {"version": 1}),
             ("DELETE", f"/api/adapters/{name}", None),
             ("POST", f"/api/adapters/{name}/versions/1/pin", None),
             ("GET", f"/v1/models/{name}", None),
@@ -160,6 +164,26 @@ async def test_what_a_key_may_not_see_does_not_exist(
     answer = await client.post("/api/predict", json={"task": "translation", **ASK}, headers=headers)
     assert answer.json()["adapter"] == "acme.de@1"
     assert (await client.get("/metrics", headers=headers)).status_code == 403
+
+
+async def test_a_route_is_seen_by_its_own_name_and_may_lead_to_what_is_not(
+    client: httpx.AsyncClient, services: Services, admin: str, tmp_path: Path
+) -> None:
+    publish(services, tmp_path, "acme.de")
+    publish(services, tmp_path, "shared")
+    for route, target in (("acme.de-route", "shared@1"), ("secret-route", "acme.de@1")):
+        services.registry.routes.set(route, RouteSpec(targets=[RouteTarget(ref=target, weight=100)]), who="root")
+    headers = bearer(key_for(services, *SCOPES[:3], tenant="acme"))
+    # The operator gave it this name, so it is the tenant's to use.
+    answer = await client.post("/api/predict", json={"adapter": "acme.de-route", **ASK}, headers=headers)
+    assert answer.json()["adapter"] == "shared@1"
+    models = (await client.get("/v1/models", headers=headers)).text
+    assert "acme.de-route" in models
+    assert "secret-route" not in models
+    answer = await client.post("/api/predict", json={"adapter": "secret-route", **ASK}, headers=headers)
+    assert answer.status_code == 404
+    # What a route leads to tells of other adapters.
+    assert (await client.get("/api/routes", headers=headers)).status_code == 403
 
 
 async def test_a_limited_key_makes_adapters_under_its_names_only(
@@ -312,7 +336,7 @@ async def test_no_key_reaches_a_log(services: Services, admin: str, logged: io.S
         await client.post("/api/predict", json={"task": "chat", **ASK}, headers=bearer(key))
     text = logged.getvalue()
     assert "ZeroDivisionError" in text
-    assert not [secret for secret in (admin, wrong, key) if secret.rpartition("_")[2] in text]
+    assert not [secret for secret in (admin, wrong, key) if secret.split("_", 2)[2] in text]
 
 
 def test_listening_wider_without_keys(services: Services) -> None:

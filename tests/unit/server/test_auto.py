@@ -179,3 +179,14 @@ def test_features_are_sorted_and_a_long_text_is_cut() -> None:
     assert list(indices) == sorted(set(indices))
     assert weights.max() == pytest.approx(1 + np.log(2))
     assert len(features("word " * 400)[0]) == len(features("word " * 4000)[0])
+
+
+async def test_a_limited_key_chooses_among_what_it_may_see(client: httpx.AsyncClient, services: Services) -> None:
+    _, root = services.registry.create_key("root", ["admin"])
+    _, limited = services.registry.create_key("limited", ["query"], adapters=["fr*"])
+    # The limited one asks first: what it may not see is not lost to those who come after it.
+    for key, chosen in ((limited, "french@1"), (root, "german@1")):
+        client.headers["Authorization"] = f"Bearer {key}"
+        answer = await ask(client, text="Translate from English to German. The green lamp is off", task="translation")
+        assert answer["adapter"] == chosen
+        assert ("german" in str(answer)) == (key == root)

@@ -118,4 +118,4 @@ def _move(tensor: torch.Tensor, target: torch.Tensor) -> None:
     """Have ``tensor`` (``[slots, 1, N, K]``) live in the memory of ``target`` (``[slots, K, N]``)."""
     view = target.transpose(1, 2).unsqueeze(1)
     view.copy_(tensor)
-    tensor.set_(view)  # type: ignore[call-overload]
+    tensor.set_(view)  # type: ignore[call-overload]  # torch takes a tensor here; its stubs know only storages
