@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -35,7 +36,7 @@ from graft_server.engine.base import (
     ScoreRequest,
     TokenLogprob,
 )
-from graft_server.engine.messages import EngineConfig
+from graft_server.engine.messages import HEADER, EngineConfig
 from graft_server.engine.supervisor import SupervisedEngine
 from graft_server.engine.vllm.versions import installed_version
 from support.adapters import random_adapter
@@ -373,6 +374,16 @@ async def test_a_killed_engine_is_rebuilt_and_what_streamed_nothing_is_replayed(
     assert adapter.ref in (await engine.stats()).loaded
 
 
+async def test_an_engine_that_cannot_read_its_server_is_replaced(engine: SupervisedEngine) -> None:
+    expected = await text_of(engine, ask("before"))
+    restarts = engine.restarts
+    assert engine._writer is not None
+    engine._writer.write(HEADER.pack(7) + b"garbage")
+    # Sent behind it, so that the old engine never sees it.
+    assert await asyncio.wait_for(text_of(engine, ask("behind")), timeout=60) == expected
+    assert engine.restarts == restarts + 1
+
+
 async def test_a_killed_engine_has_its_pins_again(engine: SupervisedEngine, base: BaseModel, tmp_path: Path) -> None:
     sources = [random_adapter(base, "lora", tmp_path / str(i), seed=i, engine_id=220 + i, r=4)[0] for i in range(3)]
     pinned, *others = sources
@@ -401,6 +412,19 @@ async def test_a_base_model_that_cannot_be_loaded_says_why(base: BaseModel, tmp_
     assert engine.state == "failed"
     with pytest.raises(EngineUnavailableError):
         await text_of(engine, ask("never"))
+
+
+async def test_an_engine_whose_process_cannot_be_made_says_why(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    engine = SupervisedEngine(EngineConfig(engine="torch", base_model=str(base.path), cache_dir=str(tmp_path)))
+    with pytest.raises(EngineUnavailableError, match=r"can't be started: .*Cannot allocate memory"):
+        await engine.start()
+    assert engine.state == "failed"
 
 
 async def test_the_engine_does_not_outlive_its_server(base: BaseModel) -> None:

@@ -12,6 +12,7 @@ import os
 import queue
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -78,10 +79,14 @@ class Outbox:
 
 
 def _read(connection: socket.socket, inbox: queue.SimpleQueue[messages.ToEngine | None]) -> None:
-    with contextlib.suppress(OSError), connection.makefile("rb") as stream:
-        while header := stream.read(messages.HEADER.size):
-            body = stream.read(messages.HEADER.unpack(header)[0])
-            inbox.put(messages.to_engine_decoder.decode(body))
+    try:
+        with contextlib.suppress(OSError), connection.makefile("rb") as stream:
+            while header := stream.read(messages.HEADER.size):
+                body = stream.read(messages.HEADER.unpack(header)[0])
+                inbox.put(messages.to_engine_decoder.decode(body))
+    except (msgspec.MsgspecError, struct.error):
+        # Whoever can't be understood can't be served: the server makes a new engine.
+        logger.exception("a message of the server can't be read; the engine ends")
     inbox.put(None)
     # A step, or a base model being read, may take long: nobody waits for it any more.
     threading.Timer(2.0, os._exit, args=(0,)).start()

@@ -142,7 +142,12 @@ class SupervisedEngine:
 
     async def _supervise(self) -> None:
         while True:
-            stream = await self._spawn()
+            try:
+                stream = await self._spawn()
+            except OSError as error:
+                self._state, self._error = "failed", f"the engine's process can't be started: {error}"
+                logger.error("%s; restart the server", self._error)
+                break
             try:
                 await self._receive(stream)
             finally:
@@ -187,11 +192,15 @@ class SupervisedEngine:
         return code
 
     async def _receive(self, stream: asyncio.StreamReader) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        try:
             while True:
                 header = await stream.readexactly(messages.HEADER.size)
                 body = await stream.readexactly(messages.HEADER.unpack(header)[0])
                 self._dispatch(messages.from_engine_decoder.decode(body))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # its end, which _reap explains
+        except msgspec.MsgspecError:
+            logger.exception("a message of the engine can't be read; it is replaced")
 
     def _dispatch(self, message: messages.FromEngine) -> None:
         match message:
