@@ -219,12 +219,11 @@ def main() -> None:
         sys.exit(1)
     try:
         if engine.capabilities.engine == "vllm":
-            import asyncio
-
             from graft_server.engine.vllm import loop
 
             checks = RestChecks(engine)
-            asyncio.run(loop.run(engine, inbox, lambda message: handle(engine, message, outbox), outbox.flush, checks))
+            work = loop.run(engine, inbox, lambda message: handle(engine, message, outbox), outbox.flush, checks)
+            engine.runner.run(work)
         else:
             run(engine, inbox, outbox)
     finally:
