@@ -37,7 +37,9 @@ class Settings(BaseSettings):
     )
     cache_dir: Path = Field(Path("~/.cache/graftwork"), description="Converted base models (also `GRAFT_CACHE`).")
     engine: Literal["auto", "torch", "vllm"] = Field(
-        "auto", description="What runs the model: `torch`, `vllm`, or `auto`, which is vLLM where it is installed."
+        "auto",
+        description="What runs the model: `torch`, `vllm`, or `auto`, which is vLLM on CUDA where it is installed, "
+        "else torch.",
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(

@@ -15,6 +15,7 @@ from graft_server.engine.base import (
     AdapterLoadError,
     AdapterSource,
     EngineDiedError,
+    EngineUnavailableError,
     GenerateRequest,
     PromptInput,
     SamplingParams,
@@ -99,6 +100,15 @@ async def test_both_engines_answer_alike(base: BaseModel, adapters: list[Adapter
     assert len(set(texts)) > len(PROMPTS)
     assert vllm_texts == texts
     assert vllm_scores == pytest.approx(scores, abs=1e-3)
+
+
+async def test_a_model_that_vllm_cannot_step_fails_at_the_start(tmp_path: Path) -> None:
+    # Heads of 16 numbers: vLLM loads the model, and has no attention for it on CPUs.
+    engine = engine_of(resolve(str(save_tiny_model(tmp_path / "model")), tmp_path / "cache"), "vllm")
+    with pytest.raises(EngineUnavailableError, match=r'first token.*engine = "torch"'):
+        await engine.start()
+    assert engine.state == "failed"
+    await engine.stop()
 
 
 def misnamed(adapter: AdapterSource, folder: Path) -> AdapterSource:

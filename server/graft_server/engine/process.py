@@ -100,13 +100,14 @@ def start_engine(config: messages.EngineConfig, outbox: Outbox) -> Any:
     """
     from graft_plugins.manager import PluginHost
     from graft_server.base_model import resolve
-    from graft_server.engine.vllm.versions import check_version, choose_engine
+    from graft_server.base_model.device import choose_device
+    from graft_server.engine.vllm.versions import check_version, default_engine
     from graft_server.plugins import server_plugins
 
     def report(message: str, fraction: float | None) -> None:
         outbox.send(messages.Progress(message, fraction))
 
-    chosen = choose_engine(config.engine)
+    chosen = default_engine(choose_device(config.device)) if config.engine == "auto" else config.engine
     if chosen == "vllm":
         check_version()
     base = resolve(config.base_model, Path(config.cache_dir), report)
@@ -223,12 +224,11 @@ def main() -> None:
         sys.exit(1)
     try:
         if engine.capabilities.engine == "vllm":
-            import asyncio
-
             from graft_server.engine.vllm import loop
 
             checks = RestChecks(engine)
-            asyncio.run(loop.run(engine, inbox, lambda message: handle(engine, message, outbox), outbox.flush, checks))
+            work = loop.run(engine, inbox, lambda message: handle(engine, message, outbox), outbox.flush, checks)
+            engine.runner.run(work)
         else:
             run(engine, inbox, outbox)
     finally:

