@@ -70,11 +70,11 @@ def test_a_promote_of_what_is_in_place_is_refused(published):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_of_two_promotes_at_once_one_wins_and_the_other_is_told(published, data_dir, first):
+def test_of_two_promotes_at_once_one_wins_and_the_other_is_told(published, data_dir, database_url, first):
     if not first:
         promote(published, 1)
     seen = published.aliases.get("de", "production")
-    other = Registry.open(data_dir)
+    other = Registry.open(data_dir, database_url)
     barrier, outcomes = threading.Barrier(2), []
 
     def move(registry, number, who):

@@ -104,8 +104,8 @@ def test_who_saw_another_revision_changes_nothing(published):
     assert published.routes.set("go", spec(("de@3", 100)), who="bo", revision=1).revision == 2
 
 
-def test_of_two_changes_at_once_one_wins(published, data_dir):
-    other = Registry.open(data_dir)
+def test_of_two_changes_at_once_one_wins(published, data_dir, database_url):
+    other = Registry.open(data_dir, database_url)
     barrier, outcomes = threading.Barrier(2), []
 
     def change(registry, ref):
