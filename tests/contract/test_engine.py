@@ -26,6 +26,7 @@ from graft_server.engine.base import (
     AdapterSource,
     ChatMessage,
     ConstraintSpec,
+    Embeddings,
     EngineDiedError,
     EngineUnavailableError,
     GenerateRequest,
@@ -236,11 +237,13 @@ async def test_embedding(engine: SupervisedEngine) -> None:
         with pytest.raises(InvalidRequestError, match="torch"):
             await engine.embed(["one"])
         return
-    vectors = await engine.embed(["one", "two", *(f"text {i}" for i in range(30))])
-    assert len(vectors) == 32
-    assert len(vectors[0]) == 64
-    assert (await engine.embed(["two"]))[0] == pytest.approx(vectors[1], abs=1e-4)
-    assert await engine.embed([]) == []
+    embedded = await engine.embed(["one", "two", *(f"text {i}" for i in range(30))])
+    assert len(embedded.vectors) == 32
+    assert len(embedded.vectors[0]) == 64
+    alone = await engine.embed(["two"])
+    assert alone.vectors[0] == pytest.approx(embedded.vectors[1], abs=1e-4)
+    assert alone.prompt_tokens == len("two")
+    assert await engine.embed([]) == Embeddings([], 0)
     with pytest.raises(PromptTooLongError, match="600 tokens"):
         await engine.embed(["short", "x" * 600])
 

@@ -173,8 +173,8 @@ class Callers:
 
     async def _embed(self) -> None:
         prompts = [self._case()[1] for _ in range(3)]
-        vectors = await self._engine.embed([PROMPTS[prompt] for prompt in prompts])
-        for prompt, vector in zip(prompts, vectors, strict=True):
+        embedded = await self._engine.embed([PROMPTS[prompt] for prompt in prompts])
+        for prompt, vector in zip(prompts, embedded.vectors, strict=True):
             assert vector == pytest.approx(self._reference.vectors[prompt], abs=1e-4)
 
     async def _broken(self) -> None:

@@ -86,6 +86,7 @@ NEEDS: dict[str, Need] = {
     "GET /v1/models/{model:path}": _ANY,
     "POST /v1/chat/completions": _QUERY,
     "POST /v1/completions": _QUERY,
+    "POST /v1/embeddings": _QUERY,
     "GET /api/keys": _ADMIN,
     "POST /api/keys": _ADMIN,
     "DELETE /api/keys/{key_id}": _ADMIN,

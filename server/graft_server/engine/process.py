@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from graft_server.engine import messages
-from graft_server.engine.base import Delta, EngineError, InvalidRequestError, ModelInfo, ScoreResult
+from graft_server.engine.base import Delta, Embeddings, EngineError, InvalidRequestError, ModelInfo, ScoreResult
 from graft_server.engine.integrity import IntegrityError
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ class Outbox:
     def scored(self, request_id: str, result: ScoreResult) -> None:
         self.send(messages.CandidatesScored(request_id, result))
 
-    def embedded(self, request_id: str, vectors: list[list[float]]) -> None:
-        self.send(messages.Embedded(request_id, vectors))
+    def embedded(self, request_id: str, result: Embeddings) -> None:
+        self.send(messages.Embedded(request_id, result))
 
     def done(self, request_id: str) -> None:
         self.send(messages.Done(request_id))

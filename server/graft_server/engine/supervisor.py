@@ -26,6 +26,7 @@ from graft_server.engine.base import (
     AdapterSource,
     Capabilities,
     Delta,
+    Embeddings,
     EngineDiedError,
     EngineError,
     EngineStats,
@@ -321,10 +322,10 @@ class SupervisedEngine:
         assert isinstance(answer, messages.CandidatesScored)
         return answer.result
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
         answer = await self._ask(lambda call_id: messages.Embed(call_id, tuple(texts)))
         assert isinstance(answer, messages.Embedded)
-        return answer.vectors
+        return answer.result
 
     async def validate(self, source: AdapterSource) -> None:
         await self._ask(lambda call_id: messages.Validate(call_id, source))

@@ -22,6 +22,7 @@ from graft_server.engine.base import (
     AdapterSource,
     Capabilities,
     Delta,
+    Embeddings,
     EngineError,
     EngineStats,
     GenerateRequest,
@@ -61,7 +62,7 @@ class Events(Protocol):
 
     def scored(self, request_id: str, result: ScoreResult) -> None: ...
 
-    def embedded(self, request_id: str, vectors: list[list[float]]) -> None: ...
+    def embedded(self, request_id: str, result: Embeddings) -> None: ...
 
     def done(self, request_id: str) -> None: ...
 

@@ -28,6 +28,7 @@ from graft_server.engine.base import (
     AdapterSource,
     Capabilities,
     Delta,
+    Embeddings,
     EngineError,
     EngineStats,
     EngineUnavailableError,
@@ -65,7 +66,7 @@ class Events(Protocol):
 
     def scored(self, request_id: str, result: ScoreResult) -> None: ...
 
-    def embedded(self, request_id: str, vectors: list[list[float]]) -> None: ...
+    def embedded(self, request_id: str, result: Embeddings) -> None: ...
 
     def done(self, request_id: str) -> None: ...
 
@@ -167,7 +168,7 @@ class VllmEngine:
     def embed(self, request_id: str, texts: tuple[str, ...]) -> None:
         """vLLM embeds with models that it has loaded for that alone: this is an error, for the events."""
         if not texts:
-            self._events.embedded(request_id, [])
+            self._events.embedded(request_id, Embeddings([], 0))
             return
         hint = 'embed with engine = "torch"'
         self._events.error(
