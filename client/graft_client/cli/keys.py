@@ -59,7 +59,7 @@ def keys() -> None:
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), help="It expires after so many days.")
 @click.option(
     "--data-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     help="Write it into this data folder instead of asking a server: for the first key, and where all are lost.",
 )
 @with_session
