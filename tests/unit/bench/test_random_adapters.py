@@ -10,8 +10,8 @@ import torch
 from graft_server.base_model.folder import BaseModel, read_folder
 from graft_server.base_model.loading import load_meta_model, load_model
 from graft_server.bench.random_adapters import RandomLora, locate
+from graft_server.engine.adapter_files import read_grafts
 from graft_server.engine.base import AdapterSource
-from graft_server.engine.torch.adapter_files import read_grafts
 from support.adapter_files import read_adapter
 from support.adapters import methods
 from support.tiny_model import save_tiny_model

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft_server.engine.base import AdapterLoadError, AdapterSource, EngineError
+from graft_server.engine.slots import Slots
 from graft_server.engine.torch.host_cache import HostCache
-from graft_server.engine.torch.slots import Slots
 
 pytestmark = pytest.mark.torch
 

@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from graft_server.engine.base import LOAD_SECONDS, AdapterLoadError, AdapterSource, EngineError
 from graft_server.engine.integrity import require
+from graft_server.engine.slots import Slots
 from graft_server.engine.torch.host_cache import HostCache
 from graft_server.engine.torch.reading import OnChecked, Pieces, Reading
 from graft_server.engine.torch.resident import ResidentAdapter
-from graft_server.engine.torch.slots import Slots
 from graft_server.metrics.buckets import Buckets
 
 #: Seconds of reading for each second of a step, where a request waits for the adapter and where none does.

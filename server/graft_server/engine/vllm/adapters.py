@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from graft_server.engine.base import LOAD_SECONDS, AdapterLoadError, AdapterSource, EngineError
 from graft_server.engine.integrity import require
-from graft_server.engine.torch.slots import Slots
+from graft_server.engine.slots import Slots
 from graft_server.metrics.buckets import Buckets
 
 

@@ -11,8 +11,7 @@ import json
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,29 +20,29 @@ from torch import nn
 from graft_plugins.method import AdapterMethod
 from graft_server.base_model.device import choose_dtype
 from graft_server.base_model.loading import load_meta_model, load_tokenizer
-from graft_server.base_model.prompt import encode_prompt, encode_target, stop_token_ids
+from graft_server.base_model.prompt import stop_token_ids
 from graft_server.base_model.source import BaseModel
+from graft_server.engine.adapter_files import CONFIG, read_grafts
 from graft_server.engine.base import (
     AdapterLoadError,
     AdapterSource,
     Capabilities,
-    Delta,
     Embeddings,
     EngineError,
     EngineStats,
     EngineUnavailableError,
     GenerateRequest,
     InvalidRequestError,
-    PromptInput,
-    PromptTooLongError,
     Scored,
     ScoreRequest,
     ScoreResult,
 )
+from graft_server.engine.events import Events
+from graft_server.engine.inputs import Inputs
 from graft_server.engine.integrity import require
 from graft_server.engine.messages import EngineConfig
-from graft_server.engine.torch.adapter_files import CONFIG, read_grafts
-from graft_server.engine.torch.slots import Slots
+from graft_server.engine.slots import Slots
+from graft_server.engine.token_rate import TokenRate
 from graft_server.engine.vllm import refusals
 from graft_server.engine.vllm.adapters import AdapterSlots
 from graft_server.engine.vllm.answers import Answer
@@ -52,25 +51,13 @@ from graft_server.engine.vllm.runtime import REFUSALS, EngineDeadError, Runtime,
 
 logger = logging.getLogger(__name__)
 
-#: Seconds over which ``tokens_per_second`` is taken.
-_RATE_WINDOW = 10.0
 _HEALTH_SECONDS = 1.0
 #: The exit code of this process when vLLM's core has died.
 CORE_DIED = 70
 
 
-class Events(Protocol):
-    """Where the engine reports to."""
-
-    def delta(self, request_id: str, delta: Delta) -> None: ...
-
-    def scored(self, request_id: str, result: ScoreResult) -> None: ...
-
-    def embedded(self, request_id: str, result: Embeddings) -> None: ...
-
-    def done(self, request_id: str) -> None: ...
-
-    def error(self, request_id: str, error: EngineError) -> None: ...
+class FlushedEvents(Events, Protocol):
+    """Where the engine reports to: here it is the engine that knows when something came."""
 
     def flush(self) -> None: ...
 
@@ -84,7 +71,7 @@ class VllmEngine:
     """
 
     def __init__(
-        self, base: BaseModel, config: EngineConfig, methods: Mapping[str, AdapterMethod], events: Events
+        self, base: BaseModel, config: EngineConfig, methods: Mapping[str, AdapterMethod], events: FlushedEvents
     ) -> None:
         device = platform()
         if config.device != "auto" and config.device.partition(":")[0] != device:
@@ -98,16 +85,19 @@ class VllmEngine:
         self._model = load_meta_model(base)
         text_config = self._model.config.get_text_config()
         dtype = choose_dtype(config.dtype, device)
-        self._vocabulary = int(text_config.vocab_size)
         kv_bytes = config.kv_cache_mib << 20
-        #: Tokens of one sequence at most.
-        self._longest = min(base.context_length, kv_bytes // _kv_bytes_per_token(text_config, dtype))
+        self._inputs = Inputs(
+            self.tokenizer,
+            context_length=base.context_length,
+            cache_tokens=kv_bytes // _kv_bytes_per_token(text_config, dtype),
+            vocabulary=int(text_config.vocab_size),
+        )
         self._host_capacity = max(2 * config.max_slots, (config.host_cache_mib << 20) // _lora_bytes(self._model, rank))
         try:
             self.runtime = Runtime(
                 str(base.path),
                 dtype=dtype,
-                max_model_len=self._longest,
+                max_model_len=self._inputs.longest,
                 max_batch_tokens=config.max_batch_tokens,
                 max_sequences=config.max_sequences,
                 kv_cache_bytes=kv_bytes,
@@ -139,8 +129,7 @@ class VllmEngine:
         self._stop_tokens = stop_token_ids(self.tokenizer, self._model.generation_config)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._generated = 0
-        self._recent: deque[tuple[float, int]] = deque()
+        self._rate = TokenRate()
         #: Of the one event loop, which vLLM's own tasks stay on from the first token.
         self.runner = asyncio.Runner()
         try:
@@ -200,12 +189,9 @@ class VllmEngine:
     async def _answer(self, request: GenerateRequest) -> None:
         arrived = time.monotonic()
         sampling = request.sampling
-        tokens = self._encode(request.prompt)
-        room = self._longest - len(tokens)
-        if room < 1:
-            raise self._too_long(len(tokens))
-        self._check_tokens("logit_bias", sampling.logit_bias)
-        self._check_tokens("stop_token_ids", sampling.stop_token_ids)
+        tokens = self._inputs.prompt(request.prompt)
+        room = self._inputs.room(len(tokens))
+        self._inputs.check_sampling(sampling)
         own_end = frozenset() if sampling.ignore_eos and request.constraint is None else self._stop_tokens
         stop_tokens = frozenset(sampling.stop_token_ids) | own_end
         async with _Held(self.adapters, request.adapter):
@@ -230,19 +216,15 @@ class VllmEngine:
             async for output in stream:
                 before = answer.generated
                 delta = answer.take(output)
-                self._count(answer.generated - before)
+                self._rate.add(answer.generated - before)
                 if delta is not None:
                     self._events.delta(request.id, delta)
 
     async def _score(self, request: ScoreRequest) -> None:
-        if not request.candidates:
-            raise InvalidRequestError("there are no candidates to score")
-        prompt = self._encode(request.prompt)
-        targets = [encode_target(self.tokenizer, candidate, ending=request.ending) for candidate in request.candidates]
-        if not all(targets):
-            raise InvalidRequestError("a candidate to score is empty")
-        if len(prompt) + max(map(len, targets)) >= self._longest:
-            raise self._too_long(len(prompt))
+        targets = self._inputs.candidates(request)
+        prompt = self._inputs.prompt(request.prompt)
+        if len(prompt) + max(map(len, targets)) >= self._inputs.longest:
+            raise self._inputs.too_long(len(prompt))
         async with _Held(self.adapters, request.adapter), asyncio.TaskGroup() as group:
             scores = [
                 group.create_task(self._score_one(f"{request.id}/{at}", prompt, target, request.adapter))
@@ -260,33 +242,6 @@ class VllmEngine:
             rows = output.prompt_logprobs[len(prompt) :]
             total = sum(float(row[token].logprob) for row, token in zip(rows, target, strict=True))
         return Scored(total, len(target))
-
-    def _encode(self, prompt: PromptInput) -> list[int]:
-        try:
-            tokens = encode_prompt(self.tokenizer, prompt.messages, prompt.text)
-        except Exception as error:  # a chat template is a program of the model's authors
-            raise InvalidRequestError(f"the base model's chat template refuses the messages: {error}") from error
-        if not tokens:
-            raise InvalidRequestError("the prompt is empty")
-        return tokens
-
-    def _check_tokens(self, name: str, tokens: Iterable[int]) -> None:
-        unknown = next((token for token in tokens if not 0 <= token < self._vocabulary), None)
-        if unknown is not None:
-            raise InvalidRequestError(
-                f"`{name}` names the token {unknown}; the base model's tokens are 0 to {self._vocabulary - 1}"
-            )
-
-    def _too_long(self, tokens: int) -> PromptTooLongError:
-        if self._longest < self.base.context_length:
-            return PromptTooLongError(
-                f"the prompt has {tokens} tokens and the server's KV cache holds {self._longest}; "
-                "shorten the prompt or raise kv_cache_mib"
-            )
-        return PromptTooLongError(
-            f"the prompt has {tokens} tokens and the model's context is {self.base.context_length}, "
-            "with no room for an answer; shorten the prompt"
-        )
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -375,16 +330,7 @@ class VllmEngine:
         logger.error("vLLM's core has died; ending the engine with it")
         os._exit(CORE_DIED)
 
-    def _count(self, tokens: int) -> None:
-        now = time.monotonic()
-        self._generated += tokens
-        self._recent.append((now, tokens))
-        while self._recent and self._recent[0][0] < now - _RATE_WINDOW:
-            self._recent.popleft()
-
     def stats(self) -> EngineStats:
-        since = time.monotonic() - _RATE_WINDOW
-        recent = sum(tokens for at, tokens in self._recent if at >= since)
         figures, slots = self.runtime.figures, self.adapters.slots
         running = len(self._tasks) - self.adapters.waiting
         return EngineStats(
@@ -395,8 +341,8 @@ class VllmEngine:
             # vLLM tells it with a step, and there is none after the last request.
             kv_blocks_used=round(figures.kv_usage * self.runtime.kv_blocks) if self._tasks else 0,
             kv_blocks_total=self.runtime.kv_blocks,
-            generated_tokens=self._generated,
-            tokens_per_second=recent / _RATE_WINDOW,
+            generated_tokens=self._rate.total,
+            tokens_per_second=self._rate.per_second,
             preemptions=figures.preemptions,
             reused_tokens=figures.reused_tokens,
             evictions=slots.evictions,

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from graft_server.engine.base import AdapterLoadError, AdapterSource
-from graft_server.engine.torch.slots import Slots
+from graft_server.engine.slots import Slots
 from graft_server.engine.vllm.adapters import AdapterSlots
 
 
