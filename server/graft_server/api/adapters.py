@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
 
 from graft_client.schemas.adapters import AdapterInfo, VersionInfo
 from graft_client.schemas.jobs import JobState
 from graft_server.api.adapter_folder import check_file_name, read_adapter_folder
+from graft_server.api.archives import archive_response, pack
 from graft_server.api.deps import ServicesDep, require_engine
 from graft_server.api.uploads import staged
 from graft_server.api.views import adapter_info, version_info
@@ -23,7 +20,7 @@ from graft_server.engine.base import AdapterLoadError
 from graft_server.problems import ProblemError
 from graft_server.registry.adapters import check_name
 from graft_server.registry.errors import UnknownError
-from graft_server.registry.records import Lineage, VersionRecord
+from graft_server.registry.records import Lineage
 from graft_server.services import Services
 from graft_server.serving.evaluator import unpublished_source
 
@@ -52,10 +49,7 @@ async def register_adapter(
         folder = paths[0].parent
         lineage = await asyncio.to_thread(inspect_folder, services, task, folder)
         await validate_folder(services, name, folder, lineage)
-        record = await asyncio.to_thread(services.registry.publish, name, folder, lineage)
-    info = version_info(record)
-    services.observers.tell("version_published", info.model_dump(mode="json"))
-    return info
+        return await publish_folder(services, name, folder, lineage)
 
 
 @router.get("/{name}")
@@ -111,14 +105,8 @@ async def unpin_version(name: str, number: int, services: ServicesDep) -> Versio
 async def export_adapter(ref: str, services: ServicesDep) -> FileResponse:
     """A version's files as a zip archive."""
     version = await asyncio.to_thread(services.registry.resolve, ref)
-    archive = await asyncio.to_thread(_pack, version, services.uploads)
-    return FileResponse(
-        archive,
-        media_type="application/zip",
-        filename=f"{version.adapter}-{version.version}.zip",
-        headers={"X-Graft-Adapter": version.ref},
-        background=BackgroundTask(archive.unlink, missing_ok=True),
-    )
+    archive = await asyncio.to_thread(pack, sorted(version.path.iterdir()), services.uploads)
+    return archive_response(archive, version, ".zip")
 
 
 def check_adapter_name(services: Services, name: str, task: str) -> None:
@@ -185,19 +173,16 @@ async def validate_folder(services: Services, name: str, folder: Path, lineage: 
         raise ProblemError("invalid-adapter", str(error)) from error
 
 
+async def publish_folder(services: Services, name: str, folder: Path, lineage: Lineage) -> VersionInfo:
+    """Publish a folder that was checked as the next version of an adapter, and tell the plugins."""
+    info = version_info(await asyncio.to_thread(services.registry.publish, name, folder, lineage))
+    services.observers.tell("version_published", info.model_dump(mode="json"))
+    return info
+
+
 def _refuse_while_training(services: Services, name: str) -> None:
     for state in (JobState.queued, JobState.running, JobState.evaluating):
         for job in services.registry.jobs(state=state, limit=1000):
             if job.adapter == name:
                 detail = f"job {job.id} is still training {name!r}; cancel it or wait for it"
                 raise ProblemError("conflict", detail)
-
-
-def _pack(version: VersionRecord, staging: Path) -> Path:
-    staging.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=".zip", dir=staging)
-    # Weights do not compress, so the archive only stores.
-    with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(version.path.iterdir()):
-            archive.write(path, path.name)
-    return Path(name)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import tempfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +12,12 @@ from typing import Annotated
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import FileResponse
 from pydantic import ValidationError
-from starlette.background import BackgroundTask
 
 from graft_client.schemas.adapters import VersionInfo
 from graft_client.schemas.bundles import MANIFEST, BundledFile, BundleManifest
 from graft_server.api.adapter_folder import check_file_name
-from graft_server.api.adapters import check_adapter_name, inspect_folder, validate_folder
+from graft_server.api.adapters import check_adapter_name, inspect_folder, publish_folder, validate_folder
+from graft_server.api.archives import archive_response, pack
 from graft_server.api.deps import ServicesDep, require_engine
 from graft_server.api.uploads import staged
 from graft_server.api.views import version_info
@@ -39,13 +37,7 @@ async def export_bundle(ref: str, services: ServicesDep) -> FileResponse:
     """A version's files with its lineage and the hash of each, as a zip archive that another server takes."""
     version = await asyncio.to_thread(services.registry.resolve, ref)
     archive = await asyncio.to_thread(_pack, services, version)
-    return FileResponse(
-        archive,
-        media_type="application/zip",
-        filename=f"{version.adapter}-{version.version}.graft.zip",
-        headers={"X-Graft-Adapter": version.ref},
-        background=BackgroundTask(archive.unlink, missing_ok=True),
-    )
+    return archive_response(archive, version, ".graft.zip")
 
 
 @router.post("/bundles", status_code=201)
@@ -71,10 +63,7 @@ async def import_bundle(
                 f"{found.base_model} ({found.base_fingerprint[:12]})",
             )
         await validate_folder(services, adapter, folder, found)
-        record = await asyncio.to_thread(services.registry.publish, adapter, folder, _lineage(origin, found))
-    info = version_info(record)
-    services.observers.tell("version_published", info.model_dump(mode="json"))
-    return info
+        return await publish_folder(services, adapter, folder, _lineage(origin, found))
 
 
 def _lineage(origin: VersionInfo, found: Lineage) -> Lineage:
@@ -96,17 +85,10 @@ def _lineage(origin: VersionInfo, found: Lineage) -> Lineage:
 
 def _pack(services: Services, version: VersionRecord) -> Path:
     services.registry.verify(version)
-    services.uploads.mkdir(parents=True, exist_ok=True)
     paths = sorted(version.path.iterdir())
     hashed = [_hashed(path) for path in paths]
     manifest = BundleManifest(version=version_info(version), digest=version.digest, files=hashed)
-    handle, name = tempfile.mkstemp(suffix=".zip", dir=services.uploads)
-    # Weights do not compress, so the archive only stores.
-    with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(MANIFEST, manifest.model_dump_json(indent=2))
-        for path in paths:
-            archive.write(path, path.name)
-    return Path(name)
+    return pack(paths, services.uploads, documents={MANIFEST: manifest.model_dump_json(indent=2)})
 
 
 def _hashed(path: Path) -> BundledFile:

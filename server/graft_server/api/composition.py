@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import tempfile
-import zipfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
 
 from graft_client.schemas.adapters import VersionInfo
 from graft_client.schemas.bundles import MergeRequest
-from graft_server.api.adapters import check_adapter_name, inspect_folder, validate_folder
+from graft_server.api.adapters import check_adapter_name, inspect_folder, publish_folder, validate_folder
+from graft_server.api.archives import archive_response, pack
 from graft_server.api.deps import ServicesDep, require_engine
 from graft_server.api.streaming import until_disconnect
-from graft_server.api.views import version_info
+from graft_server.api.uploads import staging_folder
 from graft_server.composition.run import compose
 from graft_server.problems import ProblemError
 from graft_server.registry.records import VersionRecord
@@ -43,13 +37,7 @@ async def export_merged(ref: str, request: Request, services: ServicesDep) -> Fi
     require_engine(services)
     version = await asyncio.to_thread(services.registry.resolve, ref)
     archive = await until_disconnect(request, _checkpoint(services, version))
-    return FileResponse(
-        archive,
-        media_type="application/zip",
-        filename=f"{version.adapter}-{version.version}-merged.zip",
-        headers={"X-Graft-Adapter": version.ref},
-        background=BackgroundTask(archive.unlink, missing_ok=True),
-    )
+    return archive_response(archive, version, "-merged.zip")
 
 
 async def _merge(services: Services, body: MergeRequest) -> VersionInfo:
@@ -58,7 +46,7 @@ async def _merge(services: Services, body: MergeRequest) -> VersionInfo:
     _check(versions, weights)
     first = versions[0].lineage
     await asyncio.to_thread(check_adapter_name, services, body.name, first.task)
-    async with _folder(services) as folder:
+    async with staging_folder(services.uploads) as folder:
         order = {
             "kind": "merge",
             "folders": [str(version.path) for version in versions],
@@ -80,10 +68,7 @@ async def _merge(services: Services, body: MergeRequest) -> VersionInfo:
         }
         seed = body.seed if body.method == "dare" else None
         lineage = replace(found, options=options, seed=seed)
-        record = await asyncio.to_thread(services.registry.publish, body.name, folder, lineage)
-    info = version_info(record)
-    services.observers.tell("version_published", info.model_dump(mode="json"))
-    return info
+        return await publish_folder(services, body.name, folder, lineage)
 
 
 def _check(versions: list[VersionRecord], weights: list[float]) -> None:
@@ -107,28 +92,7 @@ async def _checkpoint(services: Services, version: VersionRecord) -> Path:
         raise ProblemError(
             "conflict", f"{version.ref} is for {version.lineage.base_model}, this server has {model.name}"
         )
-    async with _folder(services) as folder:
+    async with staging_folder(services.uploads) as folder:
         order = {"kind": "merged", "base": model.path, "adapter": str(version.path), "target": str(folder)}
         await compose(order)
-        return await asyncio.to_thread(_pack, folder, services.uploads)
-
-
-def _pack(folder: Path, staging: Path) -> Path:
-    handle, name = tempfile.mkstemp(suffix=".zip", dir=staging)
-    with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(folder.iterdir()):
-            archive.write(path, path.name)
-            # The archive and the checkpoint need not both lie whole on the disk.
-            path.unlink()
-    return Path(name)
-
-
-@asynccontextmanager
-async def _folder(services: Services) -> AsyncIterator[Path]:
-    """A new folder for the body of the ``with``."""
-    services.uploads.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=services.uploads))
-    try:
-        yield folder
-    finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return await asyncio.to_thread(pack, sorted(folder.iterdir()), services.uploads, consume=True)
