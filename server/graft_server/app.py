@@ -59,6 +59,7 @@ from graft_server.routing.resolver import Resolver
 from graft_server.routing.states import StateCache
 from graft_server.services import UPLOADS, Services, base_name
 from graft_server.serving.cleaner import Cleaner
+from graft_server.serving.embedder import Embedder
 from graft_server.serving.evaluator import Evaluator
 from graft_server.serving.guards import CanaryStop, Guards
 from graft_server.serving.job_results import JobResults
@@ -130,6 +131,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         resolver=resolver,
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
+        embedder=Embedder(engine, turnstile, metrics),
         pins=pins,
         profiles=profiles,
         guards=guards,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from graft_client.schemas.common import FieldError
 from graft_plugins.errors import UnknownNameError
+from graft_server.admission.gate import FullError
 from graft_server.engine.base import EngineError
 from graft_server.registry.errors import (
     ConflictError,
@@ -104,6 +105,8 @@ def as_problem(error: BaseException) -> ProblemError | None:
             kind = error.kind.split()[-1]
             code = "unknown-route-name" if kind == "route" else f"unknown-{kind}"
             return ProblemError(code if code in CODES else "invalid-request", str(error), nearest=error.nearest)
+        case FullError():
+            return ProblemError("overloaded", str(error), retry_after=error.retry_after)
         case OptionError():
             place = FieldError(place=f"options.{error.name}", message=str(error))
             return ProblemError(error.code, str(error), nearest=error.nearest, errors=[place])

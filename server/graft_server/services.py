@@ -18,6 +18,7 @@ from graft_server.registry import Registry
 from graft_server.routing.auto.catalogue import ProfileCatalogue
 from graft_server.routing.resolver import Resolver
 from graft_server.serving.cleaner import Cleaner
+from graft_server.serving.embedder import Embedder
 from graft_server.serving.evaluator import Evaluator
 from graft_server.serving.guards import Guards
 from graft_server.serving.pins import Pins
@@ -50,6 +51,7 @@ class Services:
     resolver: Resolver
     predictor: Predictor
     evaluator: Evaluator
+    embedder: Embedder
     pins: Pins
     profiles: ProfileCatalogue
     cleaner: Cleaner

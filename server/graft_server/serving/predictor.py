@@ -277,10 +277,6 @@ class Predictor:
             answer = await self._finish(plan, started, progress)
             code = None
             yield answer
-        except FullError as error:
-            code = "overloaded"
-            self._metrics.rejected.inc()
-            raise ProblemError("overloaded", str(error), retry_after=error.retry_after) from error
         except DeadlineError as error:
             code = "deadline-exceeded"
             where = "before its turn came" if error.waiting else "before its answer was complete"
@@ -288,6 +284,8 @@ class Predictor:
             text = f"the request's {terms.timeout:g} s were over {where}; give it more time, {hint}"
             raise ProblemError(code, text) from error
         except Exception as error:
+            if isinstance(error, FullError):
+                self._metrics.rejected.inc()
             problem = as_problem(error)
             if problem is None:
                 code = "internal"

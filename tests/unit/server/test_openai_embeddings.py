@@ -12,7 +12,7 @@ import pytest
 
 from graft_server.services import Services
 from support.openai_sdk import openai_sdk
-from support.serving import engine_of, publish
+from support.serving import engine_of, make_services, publish
 
 
 def direction(words: int) -> list[float]:
@@ -73,3 +73,19 @@ async def test_an_engine_that_does_not_run_and_one_that_takes_too_long(services:
         with pytest.raises(openai.InternalServerError) as early:
             await create(model="tiny", input="a")
     assert (late.value.status_code, early.value.status_code) == (504, 503)
+
+
+async def test_they_wait_their_turn_and_a_full_queue_refuses_them(tmp_path: Path) -> None:
+    services = make_services(tmp_path, max_sequences=1, max_queued=1)
+    engine = engine_of(services)
+    engine.hold()
+    async with openai_sdk(services) as sdk:
+        ask = sdk.asynchronous.embeddings.create
+        first = asyncio.create_task(ask(model="tiny", input="one"))
+        second = asyncio.create_task(ask(model="tiny", input="two"))
+        await asyncio.sleep(0.2)
+        with pytest.raises(openai.RateLimitError) as caught:
+            await ask(model="tiny", input="three")
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        engine.release()
+        assert len((await first).data) == len((await second).data) == 1

@@ -15,7 +15,6 @@ from graft_server.api.deps import ServicesDep, TermsDep, require_engine
 from graft_server.api.streaming import until_disconnect
 from graft_server.problems import ProblemError
 from graft_server.services import Services
-from graft_server.serving.embedder import embed
 
 router = APIRouter(prefix="/v1/embeddings", tags=["openai"])
 
@@ -31,7 +30,7 @@ async def embeddings(
     texts = _texts(body)
     await asyncio.to_thread(_require_base, services, body.model)
     require_engine(services)
-    embedded = await until_disconnect(request, embed(services.engine, texts, terms))
+    embedded = await until_disconnect(request, services.embedder.embed(texts, terms))
     encode = _packed if body.encoding_format == "base64" else list
     return {
         "object": "list",
