@@ -41,8 +41,9 @@ def vllm_serve(base: BaseModel, adapters: dict[str, Path], *, wrapper: bool) -> 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    vllm = str(Path(sys.executable).parent / "vllm")
-    command = [vllm, "serve", str(base.path), "--port", str(port), "--dtype", "bfloat16", "--max-model-len", "1024"]
+    # What `vllm serve` runs; that command itself asks for a distribution named `vllm`, which the CPU build is not.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base.path)]
+    command += ["--port", str(port), "--dtype", "bfloat16", "--max-model-len", "1024"]
     command += ["--kv-cache-memory-bytes", str(1 << 30), "--enable-lora", "--max-loras", str(SLOTS)]
     command += ["--max-lora-rank", str(RANK), *(["--enforce-eager"] if wrapper else [])]
     command += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
