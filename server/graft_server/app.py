@@ -7,7 +7,7 @@ import logging
 import shutil
 import socket
 import sys
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, nullcontext
 
 from fastapi import FastAPI
 
@@ -66,6 +66,8 @@ from graft_server.serving.job_results import JobResults
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
 from graft_server.serving.shadows import FOLDER, Shadows
+from graft_server.training.device_turns import DeviceTurns
+from graft_server.training.memory_budget import check_memory_budget
 from graft_server.training.runner import JobRunner
 
 log = logging.getLogger(__name__)
@@ -237,6 +239,7 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     """Bring up the engine, the pinned versions and the jobs, while HTTP already answers what it can."""
     settings = services.settings
     try:
+        check_memory_budget(settings)
         await services.engine.start()
         base = await asyncio.to_thread(base_model.resolve, settings.base_model, settings.cache_dir)
     except (EngineError, base_model.BaseModelError) as error:
@@ -271,6 +274,7 @@ def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
         evaluate=JobResults(services.host, services.evaluator).evaluate,
         on_published=published,
         on_finished=lambda job: tell("job_finished", job_info(job)),
+        device_turn=DeviceTurns(services.engine).training if services.settings.sleep_while_training else nullcontext,
     )
 
 
@@ -290,6 +294,8 @@ def _engine_config(settings: Settings) -> EngineConfig:
         max_batch_tokens=settings.max_batch_tokens,
         max_sequences=settings.max_sequences,
         kv_cache_mib=settings.kv_cache_mib,
+        memory=settings.engine_memory,
+        sleeps=settings.sleep_while_training,
         cuda_graphs=settings.cuda_graphs,
         host_cache_mib=settings.host_cache_mib,
         plugins=settings.plugins,

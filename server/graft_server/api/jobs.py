@@ -30,7 +30,7 @@ _HEARTBEAT_SECONDS = 15.0
 @router.post("", status_code=201)
 async def create_job(body: JobCreate, services: ServicesDep) -> JobInfo:
     """Queue a job. Whatever could only fail later is refused here."""
-    require_engine(services)
+    require_engine(services, awake=False)
     record = await asyncio.to_thread(_create, services, body)
     _wake(services)
     return job_info(record)
@@ -39,7 +39,7 @@ async def create_job(body: JobCreate, services: ServicesDep) -> JobInfo:
 @router.post("/check")
 async def check_job(body: JobPlan, services: ServicesDep) -> JobCheck:
     """Refuse what a job would be refused for, before there is a dataset; nothing is queued."""
-    require_engine(services)
+    require_engine(services, awake=False)
     return JobCheck(options=await asyncio.to_thread(_check, services, body))
 
 

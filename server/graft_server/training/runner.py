@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,7 +75,8 @@ class JobStopped(Exception):  # noqa: N818 - the state that it leads to
 
 
 class JobRunner:
-    """See the module. ``on_published`` and ``on_finished`` are called in the event loop and must not block."""
+    """See the module. ``on_published`` and ``on_finished`` are called in the event loop and must not block; a job
+    trains within ``device_turn``."""
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class JobRunner:
         evaluate: Evaluate,
         on_published: Callable[[VersionRecord], None] = lambda version: None,
         on_finished: Callable[[JobRecord], None] = lambda job: None,
+        device_turn: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._registry = registry
         self._host = host
@@ -93,6 +96,7 @@ class JobRunner:
         self._evaluate = evaluate
         self._on_published = on_published
         self._on_finished = on_finished
+        self._device_turn = device_turn
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
@@ -147,7 +151,8 @@ class JobRunner:
     async def _run(self, run: _Run) -> None:
         job = run.job
         try:
-            summary = await self._train(run)
+            async with self._device_turn():
+                summary = await self._train(run)
             evaluation = await self._measure(run, summary)
             version = await self._publish(job, summary, evaluation)
         except JobStopped:
@@ -218,6 +223,7 @@ class JobRunner:
             skip_bad=dataset.bad_rows > 0,
             options=job.options,
             device=self._settings.training_device,
+            memory=self._settings.training_memory,
             plugins=self._settings.plugins,
         )
         job.folder.mkdir(parents=True, exist_ok=True)

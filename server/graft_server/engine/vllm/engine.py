@@ -76,6 +76,8 @@ class VllmEngine:
         device = platform()
         if config.device != "auto" and config.device.partition(":")[0] != device:
             raise EngineUnavailableError(f'this vLLM is built for {device}, not {config.device}; set device = "auto"')
+        if config.sleeps and device != "cuda":
+            raise EngineUnavailableError(f"vLLM can't sleep on {device}, only on cuda; leave out sleep_while_training")
         rank = refusals.started_rank(config.max_rank)
         if rank is None:
             raise EngineUnavailableError(f"vLLM serves ranks up to {refusals.RANKS[-1]}; lower max_rank")
@@ -105,6 +107,8 @@ class VllmEngine:
                 max_loras=config.max_slots,
                 max_rank=rank,
                 max_cpu_loras=self._host_capacity + 1,
+                memory=config.memory,
+                sleeps=config.sleeps,
             )
         except (*REFUSALS, RuntimeError) as error:
             raise EngineUnavailableError(f"vLLM can't load {base.name}: {error}; {refusals.WAY_OUT}") from error
@@ -124,6 +128,7 @@ class VllmEngine:
             device=device,
             dtype=dtype,
             otherwise=refusals.WAY_OUT,
+            sleeps=config.sleeps,
         )
         self._methods = methods
         self._events = events
@@ -317,6 +322,19 @@ class VllmEngine:
             raise AdapterLoadError(f"{source.ref}: {CONFIG}: a rank is above the server's max_rank")
 
     # The rest
+
+    def sleep(self, request_id: str) -> None:
+        """Move the weights to host memory and give up the cache; nothing may be in progress until ``wake``."""
+
+        async def sleep() -> None:
+            await self.adapters.settled()
+            await self.runtime.sleep()
+
+        self._run(request_id, self._then_done(request_id, sleep()))
+
+    def wake(self, request_id: str) -> None:
+        """Take the device again."""
+        self._run(request_id, self._then_done(request_id, self.runtime.wake()))
 
     async def watch(self) -> None:
         """End this process when vLLM's core does: the supervisor starts both again."""

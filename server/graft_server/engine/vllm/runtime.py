@@ -83,6 +83,8 @@ class Runtime:
         max_loras: int,
         max_rank: int,
         max_cpu_loras: int,
+        memory: float | None,
+        sleeps: bool,
     ) -> None:
         self.figures = StepFigures()
         # It would be stronger than the argument, and is in whole GiB.
@@ -99,6 +101,8 @@ class Runtime:
             max_lora_rank=max_rank,
             max_cpu_loras=max_cpu_loras,
             max_logprobs=_MOST_LOGPROBS,
+            enable_sleep_mode=sleeps,
+            **({} if memory is None else {"gpu_memory_utilization": memory}),
             # The groups of a step's rows are no part of a compiled graph; see ``cpu_lora``.
             enforce_eager=platform() == "cpu",
             # White space between JSON's parts would let a small model fill its whole answer with it.
@@ -169,6 +173,13 @@ class Runtime:
 
     async def remove_lora(self, engine_id: int) -> None:
         await self.llm.remove_lora(engine_id)
+
+    async def sleep(self) -> None:
+        """Weights, adapters among them, to host memory; the cache of keys and values is emptied."""
+        await self.llm.sleep(level=1, mode="wait")
+
+    async def wake(self) -> None:
+        await self.llm.wake_up()
 
     async def check_health(self) -> None:
         """
