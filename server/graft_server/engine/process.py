@@ -244,7 +244,7 @@ def main() -> None:
             from graft_server.engine.vllm import loop
 
             checks = RestChecks(engine)
-            work = loop.run(engine, inbox, lambda message: handle(engine, message, outbox), outbox.flush, checks)
+            work = loop.run(engine, inbox, lambda message: handle(engine, message, outbox), checks)
             engine.runner.run(work)
         else:
             run(engine, inbox, outbox)

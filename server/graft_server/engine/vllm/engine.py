@@ -136,6 +136,7 @@ class VllmEngine:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._rate = TokenRate()
+        self._flushing = False
         #: Of the one event loop, which vLLM's own tasks stay on from the first token.
         self.runner = asyncio.Runner()
         try:
@@ -171,8 +172,21 @@ class VllmEngine:
         )
 
     def _run(self, request_id: str, work: Coroutine[Any, Any, None]) -> None:
-        task = self._tasks[request_id] = asyncio.get_running_loop().create_task(self._reported(request_id, work))
-        task.add_done_callback(lambda _: self._events.flush())
+        self._tasks[request_id] = asyncio.get_running_loop().create_task(self._reported(request_id, work))
+
+    def _flush_soon(self) -> None:
+        """Send what has come once every request has taken its part of this step: they wake in one round of the loop."""
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        self._events.flush()
+
+    def _fail(self, request_id: str, error: EngineError) -> None:
+        self._events.flush()  # what had come before it
+        self._events.error(request_id, error)
 
     async def _reported(self, request_id: str, work: Awaitable[None]) -> None:
         """Do some work, and report the error that it ends with."""
@@ -180,14 +194,14 @@ class VllmEngine:
         try:
             await work
         except EngineError as error:
-            self._events.error(request_id, error)
+            self._fail(request_id, error)
         except EngineDeadError:
             self._die()
         except REFUSALS as error:
-            self._events.error(request_id, InvalidRequestError(str(error)))
+            self._fail(request_id, InvalidRequestError(str(error)))
         except Exception as error:
             logger.exception("vLLM failed a request")
-            self._events.error(request_id, EngineError(f"vLLM failed: {error}"))
+            self._fail(request_id, EngineError(f"vLLM failed: {error}"))
         finally:
             if self._tasks.get(request_id) is own:
                 del self._tasks[request_id]
@@ -225,6 +239,7 @@ class VllmEngine:
                 self._rate.add(answer.generated - before)
                 if delta is not None:
                     self._events.delta(request.id, delta)
+                    self._flush_soon()
 
     async def _score(self, request: ScoreRequest) -> None:
         targets = self._inputs.candidates(request)

@@ -35,6 +35,9 @@ __all__ = ["REFUSALS", "EngineDeadError", "EngineGenerateError", "Runtime", "Ste
 
 #: What vLLM raises for a request that it won't take as it stands.
 REFUSALS = (VLLMClientError, ValueError)
+#: On CPUs vLLM computes in a process of its own, which gets all cores but one; the core's process waits for each of its
+#: steps in a busy loop on that one. In the core's own process all cores compute.
+_IN_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 #: Alternatives that a request may ask for with each token.
 _MOST_LOGPROBS = 64
 
@@ -87,6 +90,7 @@ class Runtime:
         sleeps: bool,
     ) -> None:
         self.figures = StepFigures()
+        on_cpu = platform() == "cpu"
         # It would be stronger than the argument, and is in whole GiB.
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         arguments = AsyncEngineArgs(
@@ -104,7 +108,8 @@ class Runtime:
             enable_sleep_mode=sleeps,
             **({} if memory is None else {"gpu_memory_utilization": memory}),
             # The groups of a step's rows are no part of a compiled graph; see ``cpu_lora``.
-            enforce_eager=platform() == "cpu",
+            enforce_eager=on_cpu,
+            distributed_executor_backend=_IN_CORE if on_cpu else None,
             # White space between JSON's parts would let a small model fill its whole answer with it.
             structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
             disable_log_stats=True,
