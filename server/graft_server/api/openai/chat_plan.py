@@ -1,0 +1,77 @@
+"""A chat completion between its request and its answer: what the engine is asked, and the document made of what it
+says."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from graft_client.schemas.openai import ChatCompletionRequest
+from graft_client.schemas.openai_answers import AnswerMessage, ChatChoice, ChatCompletion
+from graft_plugins.task import Message
+from graft_server.api.openai.shapes import chat_logprobs, messages_of, sampling_of, usage_of
+from graft_server.services import Services
+from graft_server.serving.choices import answer_all, choices
+from graft_server.serving.pipeline import Plan, plan_messages
+from graft_server.serving.predictor import Terms
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPlan:
+    """One request for a chat completion; ``plan`` is that of its prompt, ``plans`` one for each choice."""
+
+    body: ChatCompletionRequest
+    plan: Plan
+    plans: list[Plan]
+    id: str = field(default_factory=lambda: f"chatcmpl-{time.time_ns():x}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    async def answer(self, services: Services, terms: Terms) -> ChatCompletion:
+        """All choices whole; the first failure ends the others.
+
+        Raises:
+            ProblemError: whatever ended one of them.
+        """
+        answers = await answer_all(services.predictor, self.plans, terms)
+        return ChatCompletion(
+            id=self.id,
+            created=self.created,
+            model=self.plan.answering.ref,
+            choices=[
+                ChatChoice(
+                    index=index,
+                    message=AnswerMessage(content=answer.parsed.text),
+                    logprobs=chat_logprobs(answer.tokens) if self.body.logprobs else None,
+                    finish_reason=answer.finish_reason,
+                )
+                for index, answer in enumerate(answers)
+            ],
+            usage=usage_of([answer.usage for answer in answers], len(self.plans)),
+            system_fingerprint=services.system_fingerprint,
+        )
+
+
+async def plan_chat(services: Services, body: ChatCompletionRequest) -> ChatPlan:
+    """Route the conversation and build its prompt.
+
+    Raises:
+        ProblemError: parameters that contradict each other, or a conversation that the adapter's task refuses.
+        UnknownError: there is no such model.
+    """
+    sampling = sampling_of(body)
+    messages = messages_of(body.messages)
+
+    def plan() -> Plan:
+        route = services.resolver.resolve(body.model, None, _told(messages), key=body.user)
+        return plan_messages(route, messages, sampling=sampling)
+
+    planned = await asyncio.to_thread(plan)
+    return ChatPlan(body, planned, choices(planned, body.n or 1))
+
+
+def _told(messages: Sequence[Message]) -> str:
+    # What the conversation is for often stands in the system message alone ("Translate from English to German.").
+    last = next((message for message in reversed(messages) if message.role == "user"), None)
+    return "\n".join(message.content for message in messages if message.role == "system" or message is last)
