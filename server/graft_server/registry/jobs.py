@@ -75,9 +75,15 @@ def find(session: Session, identity: str, *, lock: bool = False) -> Job:
     return job
 
 
-def list_all(session: Session, state: JobState | None, limit: int) -> list[Job]:
-    """The newest first."""
+def list_all(session: Session, state: JobState | None, limit: int, after: str | None = None) -> list[Job]:
+    """The newest first; those older than ``after``.
+
+    Raises:
+        UnknownError: there is no job ``after``.
+    """
     query = select(Job).order_by(Job.number.desc()).limit(limit)
+    if after is not None:
+        query = query.where(Job.number < find(session, after).number)
     if state is not None:
         query = query.where(Job.state == state.value)
     return list(session.scalars(query))

@@ -167,6 +167,19 @@ class Event(Table):
     data: Mapped[dict[str, Any]]
 
 
+class Document(Table):
+    """Something that a caller has the server keep; ``number`` orders them by creation."""
+
+    __tablename__ = "documents"
+    __table_args__ = (Index("ix_documents_kind_number", "kind", "number"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    number: Mapped[int] = mapped_column(BigInteger, unique=True)
+    created_at: Mapped[datetime]
+    data: Mapped[dict[str, Any]]
+
+
 class Setting(Table):
     __tablename__ = "settings"
 

@@ -19,7 +19,9 @@ from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
 from graft_server.registry import adapters, datasets, jobs
 from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import Database
+from graft_server.registry.documents import Documents
 from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
+from graft_server.registry.files import StoredFiles
 from graft_server.registry.jobs import EventKind
 from graft_server.registry.models import Adapter, Artefact, Dataset, Job, Setting, Version
 from graft_server.registry.records import AdapterRecord, DatasetRecord, JobRecord, Lineage, VersionRecord
@@ -41,6 +43,9 @@ class Registry:
     def __init__(self, database: Database, store: ArtefactStore) -> None:
         self._database = database
         self._store = store
+        #: What callers have the server keep.
+        self.documents = Documents(database)
+        self.files = StoredFiles(store.root / "files", self.documents)
 
     @classmethod
     def open(cls, data_dir: Path, url: str | None = None) -> Registry:
@@ -67,6 +72,7 @@ class Registry:
                     )
                 database.migrate()
             registry.collect_garbage()
+            registry.files.sweep()
         except BaseException:
             database.close()
             raise
@@ -308,10 +314,14 @@ class Registry:
         with self._database.read() as session:
             return jobs.record(jobs.find(session, id), self._store)
 
-    def jobs(self, state: JobState | None = None, limit: int = 100) -> list[JobRecord]:
-        """The newest jobs first."""
+    def jobs(self, state: JobState | None = None, limit: int = 100, after: str | None = None) -> list[JobRecord]:
+        """The newest jobs first; those that are older than ``after``, where one is named.
+
+        Raises:
+            UnknownError: there is no job ``after``.
+        """
         with self._database.read() as session:
-            return [jobs.record(row, self._store) for row in jobs.list_all(session, state, limit)]
+            return [jobs.record(row, self._store) for row in jobs.list_all(session, state, limit, after)]
 
     def claim_job(self) -> JobRecord | None:
         """Set the job that has waited longest to running, for the caller alone."""
