@@ -17,6 +17,7 @@ from graft_client import __version__
 from graft_client._call import Call, StreamCall
 from graft_client._retry import parse_retry_after
 from graft_client.errors import (
+    AccessError,
     AnswerTimeoutError,
     BusyError,
     ConnectError,
@@ -31,10 +32,13 @@ from graft_client.schemas.common import Problem
 from graft_client.schemas.status import Health
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+KEY_VARIABLE = "GRAFT_API_KEY"
 
 T = TypeVar("T")
 
 _BY_STATUS: dict[int, type[ServerError]] = {
+    401: AccessError,
+    403: AccessError,
     404: NotFoundError,
     400: InvalidError,
     409: InvalidError,
@@ -60,16 +64,32 @@ def resolve_url(url: str | None) -> str:
         raise UsageError(f"`{chosen}` is not a server URL: {error}") from None
     if parts.scheme not in ("http", "https") or not host:
         raise UsageError(f"`{chosen}` is not a server URL; write it like {DEFAULT_URL}")
+    if parts.username is not None or parts.password is not None:
+        # Not shown: a URL is logged by everything that it passes.
+        raise UsageError(f"the server's URL holds a password; leave it out, and set {KEY_VARIABLE} to your key")
     return chosen.rstrip("/")
 
 
-def http_options(url: str, timeout: float) -> dict[str, Any]:
+def resolve_key(key: str | None) -> str | None:
+    """The caller's key: the argument, else ``GRAFT_API_KEY``, else none.
+
+    Raises:
+        UsageError: it can't be sent.
+    """
+    chosen = (key or os.environ.get(KEY_VARIABLE) or "").strip()
+    if not chosen.isascii() or not chosen.isprintable():
+        raise UsageError(f"the key has characters that no key has; look at --api-key or {KEY_VARIABLE}")
+    return chosen or None
+
+
+def http_options(url: str, timeout: float, key: str | None = None) -> dict[str, Any]:
     """Arguments for ``httpx.Client`` and ``httpx.AsyncClient``."""
+    authorization = {"Authorization": f"Bearer {key}"} if key else {}
     local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     return {
         "base_url": url,
         "timeout": httpx.Timeout(timeout, connect=min(timeout, 5.0)),
-        "headers": {"User-Agent": f"graftwork/{__version__}"},
+        "headers": {"User-Agent": f"graftwork/{__version__}", **authorization},
         # A proxy from the environment cannot reach this machine's own server.
         "trust_env": not local,
     }

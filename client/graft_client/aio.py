@@ -20,6 +20,7 @@ from graft_client._transport import (
     parse,
     raise_for_problem,
     request_arguments,
+    resolve_key,
     resolve_url,
     translated,
     understood,
@@ -54,10 +55,12 @@ class AsyncClient:
     Many tasks may share one client. See ``Client`` for the parameters and the errors raised.
     """
 
-    def __init__(self, url: str | None = None, *, timeout: float = 600.0, retries: int = 3) -> None:
+    def __init__(
+        self, url: str | None = None, *, key: str | None = None, timeout: float = 600.0, retries: int = 3
+    ) -> None:
         self.url = resolve_url(url)
         self._policy = RetryPolicy(retries)
-        self._http = httpx.AsyncClient(**http_options(self.url, timeout))
+        self._http = httpx.AsyncClient(**http_options(self.url, timeout, resolve_key(key)))
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -94,13 +97,34 @@ class AsyncClient:
     register_adapter = _single(calls.register_adapter)
     pin_version = _single(calls.pin_version)
     unpin_version = _single(calls.unpin_version)
+    promote = _single(calls.promote)
+    promote_behind_gate = _stream(calls.promote_behind_gate)
+    rollback = _single(calls.rollback)
+    remove_alias = _single(calls.remove_alias)
+    history = _single(calls.history)
+    collect_garbage = _single(calls.collect_garbage)
+    routes = _single(calls.routes)
+    route = _single(calls.route)
+    set_route = _single(calls.set_route)
+    delete_route = _single(calls.delete_route)
+    route_history = _single(calls.route_history)
+    route_shadow = _single(calls.route_shadow)
+    explain = _single(calls.explain)
     delete_adapter = _single(calls.delete_adapter)
     delete_version = _single(calls.delete_version)
     download_adapter = _stream(calls.download_adapter)
+    merge_adapters = _single(calls.merge_adapters)
+    download_merged = _stream(calls.download_merged)
+    download_bundle = _stream(calls.download_bundle)
+    import_bundle = _single(calls.import_bundle)
     predict = _single(calls.predict)
     predict_stream = _stream(calls.predict_stream)
     predict_bulk = _stream(calls.predict_bulk)
     evaluate = _stream(calls.evaluate)
+    create_key = _single(calls.create_key)
+    keys = _single(calls.keys)
+    revoke_key = _single(calls.revoke_key)
+    audit = _single(calls.audit)
 
     async def send(self, call: Call[T]) -> T:
         """Carries out one call, again where that is safe and may help."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -18,9 +19,20 @@ from graft_client._call import Call, Progress, StreamCall, Upload
 from graft_client._transport import error_of
 from graft_client.errors import UsageError
 from graft_client.schemas.adapters import AdapterInfo, VersionInfo
+from graft_client.schemas.bundles import MergeRequest
 from graft_client.schemas.common import JsonObject
 from graft_client.schemas.datasets import DatasetCheck, DatasetInfo
 from graft_client.schemas.jobs import JobCheck, JobCreate, JobEvent, JobInfo, JobPlan, JobState
+from graft_client.schemas.keys import AuditItem, KeyCreate, KeyInfo, NewKey
+from graft_client.schemas.lifecycle import (
+    AliasEvent,
+    ChangeRequest,
+    GateEvent,
+    GateRequest,
+    GcReport,
+    GcRequest,
+    PromoteRequest,
+)
 from graft_client.schemas.predict import (
     BulkLine,
     BulkRequest,
@@ -31,10 +43,22 @@ from graft_client.schemas.predict import (
     PredictResponse,
     SamplingOverrides,
 )
+from graft_client.schemas.routes import (
+    ExplainRequest,
+    Explanation,
+    RouteEvent,
+    RouteInfo,
+    RouteSpec,
+    SetRouteRequest,
+    ShadowRecord,
+)
 from graft_client.schemas.status import Health, ServerStatus
 from graft_client.schemas.tasks import PluginList, TaskInfo, TrainingInfo
 
 M = TypeVar("M", bound=BaseModel)
+
+#: The alias that is meant where none is named.
+PRODUCTION = "production"
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -186,9 +210,9 @@ def adapter(name: str) -> Call[AdapterInfo]:
     return _get(f"/api/adapters/{_segment(name)}", _document(AdapterInfo))
 
 
-def version(name: str, number: int) -> Call[VersionInfo]:
-    """One version of an adapter with its lineage and metrics."""
-    return _get(f"/api/adapters/{_segment(name)}/versions/{number}", _document(VersionInfo))
+def version(name: str, which: int | str) -> Call[VersionInfo]:
+    """One version of an adapter, by its number or an alias, with its lineage and metrics."""
+    return _get(f"/api/adapters/{_segment(name)}/versions/{_segment(str(which))}", _document(VersionInfo))
 
 
 def register_adapter(files: Paths, *, name: str, task: str, progress: Progress | None = None) -> Call[VersionInfo]:
@@ -207,6 +231,99 @@ def unpin_version(name: str, number: int) -> Call[VersionInfo]:
     return Call("DELETE", _pin(name, number), _document(VersionInfo), repeatable=True)
 
 
+def promote(
+    name: str, version: int, alias: str = PRODUCTION, *, why: str = "", in_place: int | None = None
+) -> Call[AliasEvent]:
+    """Lets an alias stand for a version, once the engine has read it.
+
+    With ``in_place``, the version that the caller saw there (0: none), it is refused where somebody was faster.
+    """
+    body = _request(PromoteRequest, version=version, why=why, in_place=in_place)
+    return Call("POST", _alias(name, alias), _document(AliasEvent), body=body)
+
+
+def promote_behind_gate(
+    name: str,
+    version: int,
+    alias: str = PRODUCTION,
+    *,
+    dataset: str,
+    min_delta: float = 0.0,
+    limit: int | None = None,
+    why: str = "",
+    in_place: int | None = None,
+) -> StreamCall[GateEvent]:
+    """Measures a version beside the one in place (or the base) and promotes it if its main metric is better by
+    ``min_delta`` at least: progress, then the event. A refusal is raised."""
+    fields = {"dataset": dataset, "min_delta": min_delta, "limit": limit, "why": why, "in_place": in_place}
+    body = _request(GateRequest, version=version, **fields)
+    return StreamCall("POST", f"{_alias(name, alias)}/gate", "ndjson", _gate_event, body=body, repeatable=False)
+
+
+def rollback(name: str, alias: str = PRODUCTION, *, why: str = "") -> Call[AliasEvent]:
+    """Lets an alias stand again for the version that was in place before; again, and it goes back further."""
+    return Call("POST", f"{_alias(name, alias)}/rollback", _document(AliasEvent), body=_request(ChangeRequest, why=why))
+
+
+def remove_alias(name: str, alias: str, *, why: str = "") -> Call[AliasEvent]:
+    """Lets an alias stand for nothing any more."""
+    return Call("DELETE", _alias(name, alias), _document(AliasEvent), params={"why": why} if why else {})
+
+
+def history(name: str, *, alias: str | None = None) -> Call[list[AliasEvent]]:
+    """What became of an adapter's aliases, or of one, the newest first: who, when and why."""
+    return _get(f"/api/adapters/{_segment(name)}/history", _documents(AliasEvent), alias=alias)
+
+
+def collect_garbage(
+    *, keep: int = 3, older_than_days: float = 0.0, adapter: str | None = None, dry_run: bool = True
+) -> Call[GcReport]:
+    """Deletes all but the newest ``keep`` versions of each adapter, unless something needs them; with ``dry_run`` it
+    only says what would go."""
+    fields = {"keep": keep, "older_than_days": older_than_days, "adapter": adapter, "dry_run": dry_run}
+    return Call("POST", "/api/gc", _document(GcReport), body=_request(GcRequest, **fields), repeatable=dry_run)
+
+
+def routes() -> Call[list[RouteInfo]]:
+    """Every route, with what its targets did lately."""
+    return _get("/api/routes", _documents(RouteInfo))
+
+
+def route(name: str) -> Call[RouteInfo]:
+    """One route, with what its targets did lately."""
+    return _get(_route(name), _document(RouteInfo))
+
+
+def set_route(name: str, spec: RouteSpec, *, why: str = "", revision: int | None = None) -> Call[RouteInfo]:
+    """Makes a route or changes it; with ``revision``, the one that the caller saw (0: no route), it is refused where
+    somebody was faster."""
+    body = _request(SetRouteRequest, spec=spec, why=why, revision=revision)
+    return Call("POST", _route(name), _document(RouteInfo), body=body)
+
+
+def delete_route(name: str, *, why: str = "") -> Call[None]:
+    """Deletes a route; its history is kept."""
+    return Call("DELETE", _route(name), _nothing, params={"why": why} if why else {})
+
+
+def route_history(name: str) -> Call[list[RouteEvent]]:
+    """What became of a route, the newest first: who, when and why; guards among them."""
+    return _get(f"{_route(name)}/history", _documents(RouteEvent))
+
+
+def route_shadow(name: str, *, limit: int = 100) -> Call[list[ShadowRecord]]:
+    """What a route's shadow answered beside what was returned, the newest first."""
+    return _get(f"{_route(name)}/shadow", _documents(ShadowRecord), limit=limit)
+
+
+def explain(
+    text: str, *, adapter: str | None = None, task: str | None = None, key: str | None = None
+) -> Call[Explanation]:
+    """How a request would be routed, step by step; nothing is answered. Without adapter and task: by its text."""
+    body = _request(ExplainRequest, text=text, adapter=adapter, task=task, key=key)
+    return Call("POST", "/api/explain", _document(Explanation), body=body, repeatable=True)
+
+
 def delete_adapter(name: str) -> Call[None]:
     """Deletes an adapter with all its versions."""
     return Call("DELETE", f"/api/adapters/{_segment(name)}", _nothing)
@@ -218,8 +335,43 @@ def delete_version(name: str, number: int) -> Call[None]:
 
 
 def download_adapter(ref: str) -> StreamCall[bytes]:
-    """A zip archive of the files of ``name`` or ``name@N``, in PEFT's layout, piece by piece."""
+    """A zip archive of the files of a version, in PEFT's layout, piece by piece."""
     return StreamCall("GET", f"/api/adapters/{_segment(ref)}/archive", "bytes", _bytes)
+
+
+def merge_adapters(
+    adapters: Sequence[str],
+    *,
+    name: str,
+    weights: Sequence[float] = (),
+    method: str = "linear",
+    density: float | None = None,
+    seed: int | None = None,
+) -> Call[VersionInfo]:
+    """Publishes one adapter made of several (``linear``, ``cat``, ``ties`` or ``dare``) as the next version of
+    ``name``."""
+    options = {"weights": list(weights), "method": method, "density": density, "seed": seed}
+    body = _request(MergeRequest, name=name, adapters=list(adapters), **options)
+    return Call("POST", "/api/merges", _document(VersionInfo), body=body)
+
+
+def download_merged(ref: str) -> StreamCall[bytes]:
+    """The base model with an adapter taken into its weights: a zip archive of a checkpoint for transformers."""
+    return StreamCall("GET", f"/api/adapters/{_segment(ref)}/merged", "bytes", _bytes)
+
+
+def download_bundle(ref: str) -> StreamCall[bytes]:
+    """A version with its lineage and the hash of each file, as an archive that ``import_bundle`` takes."""
+    return StreamCall("GET", f"/api/adapters/{_segment(ref)}/bundle", "bytes", _bytes)
+
+
+def import_bundle(
+    bundle: str | os.PathLike[str], *, name: str | None = None, progress: Progress | None = None
+) -> Call[VersionInfo]:
+    """Publishes a bundle of another server as the next version of its adapter, or of ``name``; it verifies every
+    hash."""
+    upload = Upload({"name": name} if name is not None else {}, _existing(bundle), progress)
+    return Call("POST", "/api/bundles", _document(VersionInfo), upload=upload)
 
 
 def predict(
@@ -227,13 +379,15 @@ def predict(
     input: str | JsonObject,  # noqa: A002 - the name of the field in the API
     *,
     task: str | None = None,
+    key: str | None = None,
     sampling: SamplingOverrides | None = None,
 ) -> Call[PredictResponse]:
     """One answer. ``input`` is plain text, or a request by the task's schema.
 
-    Without an adapter the server routes by ``task``.
+    Without an adapter the server routes by ``task``, with the adapter ``auto`` by the text. Requests with the same
+    ``key`` go to the same target of a route.
     """
-    body = prediction(adapter, input, task=task, sampling=sampling)
+    body = prediction(adapter, input, task=task, key=key, sampling=sampling)
     return Call("POST", "/api/predict", _document(PredictResponse), body=body, repeatable=True)
 
 
@@ -242,10 +396,11 @@ def predict_stream(
     input: str | JsonObject,  # noqa: A002 - the name of the field in the API
     *,
     task: str | None = None,
+    key: str | None = None,
     sampling: SamplingOverrides | None = None,
 ) -> StreamCall[PredictEvent]:
     """The same answer as it is written: deltas, then the result. An error in between is raised."""
-    body = prediction(adapter, input, task=task, sampling=sampling).model_copy(update={"stream": True})
+    body = prediction(adapter, input, task=task, key=key, sampling=sampling).model_copy(update={"stream": True})
     return StreamCall("POST", "/api/predict", "sse", _predict_event, body=body)
 
 
@@ -268,11 +423,43 @@ def evaluate(
     return StreamCall("POST", "/api/evaluations", "ndjson", _evaluation_event, body=body)
 
 
+def create_key(
+    *,
+    name: str,
+    scopes: Sequence[str],
+    adapters: Sequence[str] = (),
+    tenant: str | None = None,
+    expires_at: datetime | None = None,
+) -> Call[NewKey]:
+    """Makes a key; the answer is the only place where it is shown. Limited to ``adapters`` (names, ``*`` stands for
+    anything) or to a ``tenant``'s, it sees nothing else."""
+    body = _request(
+        KeyCreate, name=name, scopes=list(scopes), adapters=list(adapters), tenant=tenant, expires_at=expires_at
+    )
+    return Call("POST", "/api/keys", _document(NewKey), body=body)
+
+
+def keys() -> Call[list[KeyInfo]]:
+    """Every key without its secret, the oldest first, revoked ones included."""
+    return _get("/api/keys", _documents(KeyInfo))
+
+
+def revoke_key(id: str) -> Call[KeyInfo]:  # noqa: A002
+    """Ends a key at once; what it has in flight ends within a second."""
+    return Call("DELETE", f"/api/keys/{_segment(id)}", _document(KeyInfo), repeatable=True)
+
+
+def audit(*, target: str | None = None, before: int | None = None, limit: int | None = None) -> Call[list[AuditItem]]:
+    """The newest changes first; of one ``target``, and before the entry number ``before``."""
+    return _get("/api/audit", _documents(AuditItem), target=target, before=before, limit=limit)
+
+
 def prediction(
     adapter: str | None,
     input: str | JsonObject,  # noqa: A002 - the name of the field in the API
     *,
     task: str | None = None,
+    key: str | None = None,
     sampling: SamplingOverrides | None = None,
 ) -> PredictRequest:
     """One item for ``predict_bulk``.
@@ -280,7 +467,7 @@ def prediction(
     Raises:
         UsageError: neither adapter nor task is named.
     """
-    fields: dict[str, Any] = {"adapter": adapter, "task": task}
+    fields: dict[str, Any] = {"adapter": adapter, "task": task, "key": key}
     fields["text" if isinstance(input, str) else "input"] = input
     if sampling is not None:
         fields["sampling"] = sampling
@@ -322,6 +509,13 @@ def _evaluation_event(text: str | bytes) -> EvaluationEvent:
     return event
 
 
+def _gate_event(text: str | bytes) -> GateEvent:
+    event = GateEvent.model_validate_json(text)
+    if event.problem is not None:
+        raise error_of(event.problem)
+    return event
+
+
 def _request(model: type[M], **fields: Any) -> M:
     try:
         return model(**{name: value for name, value in fields.items() if value is not None})
@@ -334,6 +528,14 @@ def _request(model: type[M], **fields: Any) -> M:
 
 def _pin(name: str, number: int) -> str:
     return f"/api/adapters/{_segment(name)}/versions/{number}/pin"
+
+
+def _route(name: str) -> str:
+    return f"/api/routes/{_segment(name)}"
+
+
+def _alias(name: str, alias: str) -> str:
+    return f"/api/adapters/{_segment(name)}/aliases/{_segment(alias)}"
 
 
 def _segment(name: str) -> str:

@@ -58,6 +58,12 @@ class ServerError(GraftError):
         return self.problem.errors
 
 
+class AccessError(ServerError):
+    """The server wants a key, or one that may do more (401, 403)."""
+
+    exit_code = 8
+
+
 class NotFoundError(ServerError):
     """An adapter, version, task, dataset or job that does not exist (404)."""
 

@@ -20,6 +20,7 @@ from graft_client._transport import (
     parse,
     raise_for_problem,
     request_arguments,
+    resolve_key,
     resolve_url,
     translated,
     understood,
@@ -49,18 +50,20 @@ def _stream(build: Callable[P, StreamCall[T]]) -> Callable[Concatenate[Client, P
 class Client:
     """A connection to one graftwork server. Threads may share it.
 
-    ``url`` defaults to ``GRAFT_URL``, else to the local server's. ``timeout`` is how many seconds the server
-    may stay silent, ``retries`` how often a request that can safely be repeated is sent again when the server
-    cannot be reached or answers that it is busy.
+    ``url`` defaults to ``GRAFT_URL``, else to the local server's, and ``key`` to ``GRAFT_API_KEY``. ``timeout`` is how
+    many seconds the server may stay silent, ``retries`` how often a request that can safely be repeated is sent again
+    when the server cannot be reached or answers that it is busy.
 
     Every method raises a ``GraftError``: ``ConnectError`` where no server answers, ``ServerError`` or its
     subclass for a problem that the server reports, ``UsageError`` for arguments that cannot be right.
     """
 
-    def __init__(self, url: str | None = None, *, timeout: float = 600.0, retries: int = 3) -> None:
+    def __init__(
+        self, url: str | None = None, *, key: str | None = None, timeout: float = 600.0, retries: int = 3
+    ) -> None:
         self.url = resolve_url(url)
         self._policy = RetryPolicy(retries)
-        self._http = httpx.Client(**http_options(self.url, timeout))
+        self._http = httpx.Client(**http_options(self.url, timeout, resolve_key(key)))
 
     def close(self) -> None:
         """Closes the connections."""
@@ -97,13 +100,34 @@ class Client:
     register_adapter = _single(calls.register_adapter)
     pin_version = _single(calls.pin_version)
     unpin_version = _single(calls.unpin_version)
+    promote = _single(calls.promote)
+    promote_behind_gate = _stream(calls.promote_behind_gate)
+    rollback = _single(calls.rollback)
+    remove_alias = _single(calls.remove_alias)
+    history = _single(calls.history)
+    collect_garbage = _single(calls.collect_garbage)
+    routes = _single(calls.routes)
+    route = _single(calls.route)
+    set_route = _single(calls.set_route)
+    delete_route = _single(calls.delete_route)
+    route_history = _single(calls.route_history)
+    route_shadow = _single(calls.route_shadow)
+    explain = _single(calls.explain)
     delete_adapter = _single(calls.delete_adapter)
     delete_version = _single(calls.delete_version)
     download_adapter = _stream(calls.download_adapter)
+    merge_adapters = _single(calls.merge_adapters)
+    download_merged = _stream(calls.download_merged)
+    download_bundle = _stream(calls.download_bundle)
+    import_bundle = _single(calls.import_bundle)
     predict = _single(calls.predict)
     predict_stream = _stream(calls.predict_stream)
     predict_bulk = _stream(calls.predict_bulk)
     evaluate = _stream(calls.evaluate)
+    create_key = _single(calls.create_key)
+    keys = _single(calls.keys)
+    revoke_key = _single(calls.revoke_key)
+    audit = _single(calls.audit)
 
     def send(self, call: Call[T]) -> T:
         """Carries out one call, again where that is safe and may help."""

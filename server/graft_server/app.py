@@ -16,20 +16,28 @@ from graft_client.schemas.adapters import VersionInfo
 from graft_client.schemas.jobs import JobInfo
 from graft_plugins.manager import PluginHost
 from graft_server import base_model
+from graft_server.access.keyring import Keyring
 from graft_server.admission.gate import Gate
 from graft_server.admission.turnstile import Turnstile
 from graft_server.api import (
+    access,
     adapters,
+    aliases,
+    bundles,
+    composition,
     datasets,
     evaluations,
+    gc,
     health,
     jobs,
+    keys,
     middleware,
     predict,
     problems,
+    routes,
     tasks,
 )
-from graft_server.api.openai import chat, completions, models
+from graft_server.api.openai import chat, completions, embeddings, models
 from graft_server.api.views import job_info, version_info
 from graft_server.config import Settings
 from graft_server.engine.base import Engine, EngineError
@@ -43,12 +51,21 @@ from graft_server.observers import Observers
 from graft_server.plugins import server_plugins
 from graft_server.progress import StartupProgress
 from graft_server.registry import Registry, RegistryError
+from graft_server.registry.records import VersionRecord
+from graft_server.routing.auto.catalogue import FOLDER as PROFILES
+from graft_server.routing.auto.catalogue import ProfileCatalogue
+from graft_server.routing.auto.choice import AutoRouter
 from graft_server.routing.resolver import Resolver
+from graft_server.routing.states import StateCache
 from graft_server.services import UPLOADS, Services, base_name
+from graft_server.serving.cleaner import Cleaner
+from graft_server.serving.embedder import Embedder
 from graft_server.serving.evaluator import Evaluator
+from graft_server.serving.guards import CanaryStop, Guards
 from graft_server.serving.job_results import JobResults
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
+from graft_server.serving.shadows import FOLDER, Shadows
 from graft_server.training.runner import JobRunner
 
 log = logging.getLogger(__name__)
@@ -59,11 +76,18 @@ _ROUTERS = (
     datasets.router,
     jobs.router,
     adapters.router,
+    aliases.router,
+    bundles.router,
+    composition.router,
+    gc.router,
+    routes.router,
     predict.router,
     evaluations.router,
+    keys.router,
     models.router,
     chat.router,
     completions.router,
+    embeddings.router,
 )
 
 
@@ -81,15 +105,23 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         turn_seconds=settings.max_turn_seconds,
     )
     turnstile = Turnstile(gate, on_enqueue=engine.prefetch)
-    resolver = Resolver(registry, host, base_name=lambda: base_name(engine, settings))
+    states = StateCache()
+    profiles = ProfileCatalogue(registry, host, states, settings.data_dir / PROFILES)
+    auto = AutoRouter(registry, host, profiles, threshold=settings.auto_threshold, below=settings.auto_below)
+    resolver = Resolver(registry, host, states, auto, base_name=lambda: base_name(engine, settings))
+    guards = Guards(CanaryStop(registry))
+    shadows = Shadows(settings.data_dir / FOLDER)
     predictor = Predictor(
         resolver=resolver,
         engine=engine,
         turnstile=turnstile,
         observers=observers,
         metrics=metrics,
+        guards=guards,
+        shadows=shadows,
         timeout=settings.request_timeout_seconds,
     )
+    pins = Pins(registry, engine, turnstile)
     services = Services(
         settings=settings,
         registry=registry,
@@ -99,7 +131,13 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         resolver=resolver,
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
-        pins=Pins(registry, engine, turnstile),
+        embedder=Embedder(engine, turnstile, metrics),
+        pins=pins,
+        profiles=profiles,
+        guards=guards,
+        shadows=shadows,
+        cleaner=Cleaner(registry, pins, predictor.traffic),
+        keyring=Keyring(registry),
         metrics=metrics,
         observers=observers,
     )
@@ -122,6 +160,7 @@ def create_app(services: Services) -> FastAPI:
     problems.install(app)
     # The last one added is the outermost.
     app.add_middleware(middleware.BodyLimit, limit=services.settings.max_body_mib * 2**20)
+    app.add_middleware(access.Access, keyring=services.keyring)
     app.add_middleware(middleware.Drain, lifecycle=services.lifecycle)
     app.add_middleware(middleware.RequestContext, metrics=services.metrics)
     return app
@@ -144,7 +183,10 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
         # Uploads of a server that was killed; the folder is claimed, so they are nobody else's.
         await asyncio.to_thread(shutil.rmtree, settings.data_dir / UPLOADS, ignore_errors=True)
         try:
-            registry = await asyncio.to_thread(Registry.open, settings.data_dir)
+            database = settings.database_url
+            registry = await asyncio.to_thread(
+                Registry.open, settings.data_dir, database.get_secret_value() if database is not None else None
+            )
         except RegistryError as error:
             raise GraftError(str(error)) from error
         stack.push_async_callback(asyncio.to_thread, registry.close)
@@ -154,9 +196,11 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
         stack.push_async_callback(engine.stop)
         services = assemble(settings, registry, host, engine)
         stack.push_async_callback(asyncio.to_thread, services.observers.close)
+        stack.push_async_callback(services.shadows.close)
         url = url_of(bound)
-        if not is_loopback(bound):
-            log.warning("listening beyond this machine at %s: anyone who can reach it can use it", url)
+        services.keyring.local_only = is_loopback(bound)
+        if not await services.keyring.locked():
+            _check_reach(settings, url, local_only=services.keyring.local_only)
         server = HttpServer(
             create_app(services),
             services.lifecycle,
@@ -172,6 +216,23 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
         await asyncio.gather(starting, return_exceptions=True)
 
 
+def _check_reach(settings: Settings, url: str, *, local_only: bool) -> None:
+    """Without keys, only this machine may reach the server, unless somebody insists.
+
+    Raises:
+        GraftError: it would be open to others.
+    """
+    if local_only:
+        log.info("there are no keys: anyone on this machine can use the server, and nobody else")
+    elif settings.insecure:
+        log.warning("listening beyond this machine at %s without keys: anyone who can reach it can use it", url)
+    else:
+        raise GraftError(
+            f"{settings.host} can be reached by others and there are no keys: make one with `graft keys create "
+            f"--data-dir {settings.data_dir} --name NAME --scope admin`, or insist with --insecure"
+        )
+
+
 async def _start(services: Services, stack: AsyncExitStack, progress: StartupProgress, url: str) -> None:
     """Bring up the engine, the pinned versions and the jobs, while HTTP already answers what it can."""
     settings = services.settings
@@ -181,6 +242,7 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     except (EngineError, base_model.BaseModelError) as error:
         raise GraftError(str(error)) from error
     await services.pins.restore()
+    await asyncio.to_thread(services.profiles.refresh)
     runner = _job_runner(services, base)
     await runner.start()
     stack.push_async_callback(runner.stop)
@@ -196,13 +258,18 @@ def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
     def tell(hook: str, document: VersionInfo | JobInfo) -> None:
         services.observers.tell(hook, document.model_dump(mode="json"))
 
+    def published(version: VersionRecord) -> None:
+        tell("version_published", version_info(version))
+        # So that no request has to wait for its profile to be made.
+        asyncio.get_running_loop().run_in_executor(None, services.profiles.refresh)
+
     return JobRunner(
         services.registry,
         services.host,
         base,
         services.settings,
         evaluate=JobResults(services.host, services.evaluator).evaluate,
-        on_published=lambda version: tell("version_published", version_info(version)),
+        on_published=published,
         on_finished=lambda job: tell("job_finished", job_info(job)),
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from graft_client.errors import UsageError
@@ -28,9 +28,19 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    insecure: bool = Field(False, description="Listen beyond this machine although there are no keys.")
     data_dir: Path = Field(Path("graft-data"), description="Registry, artefacts, datasets and jobs live here.")
+    database_url: SecretStr | None = Field(
+        None,
+        description="The registry's database, `postgresql://user:password@host/name`; SQLite in the data folder if not "
+        "set.",
+    )
     cache_dir: Path = Field(Path("~/.cache/graftwork"), description="Converted base models (also `GRAFT_CACHE`).")
-    engine: Literal["auto", "torch"] = Field("auto", description="What runs the model.")
+    engine: Literal["auto", "torch", "vllm"] = Field(
+        "auto",
+        description="What runs the model: `torch`, `vllm`, or `auto`, which is vLLM on CUDA where it is installed, "
+        "else torch.",
+    )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Precision of the base model when serving; `auto` is bfloat16 where it is fast."
@@ -55,6 +65,12 @@ class Settings(BaseSettings):
     )
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="Time of a request that brings no timeout of its own, waiting included."
+    )
+    auto_threshold: float = Field(
+        0.067, ge=0, le=1, description="Least confidence with which `auto` chooses an adapter by the text."
+    )
+    auto_below: Literal["base", "ask"] = Field(
+        "base", description="Where no adapter fits: the `base` answers, or the caller is told to `ask` for one."
     )
     max_body_mib: int = Field(256, ge=1, description="Largest request body, in MiB.")
     drain_seconds: float = Field(30.0, ge=0, description="How long SIGTERM waits for requests in flight.")
@@ -104,6 +120,16 @@ def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> Settings
         else:
             place = _variable(key)
         raise UsageError(f"{place}: {first['msg']}, not {first['input']!r}") from None
+
+
+def load_database_url() -> str | None:
+    """The setting ``database_url`` alone, for commands that need no server.
+
+    Raises:
+        UsageError: ``graft.toml`` can't be read.
+    """
+    from_file = _read_toml(Path(CONFIG_FILE)) if Path(CONFIG_FILE).is_file() else {}
+    return os.environ.get(_variable("database_url")) or from_file.get("database_url")
 
 
 def _variable(key: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from graft_client.schemas.common import FieldError
 from graft_plugins.errors import UnknownNameError
+from graft_server.admission.gate import FullError
 from graft_server.engine.base import EngineError
 from graft_server.registry.errors import (
     ConflictError,
@@ -18,6 +19,7 @@ from graft_server.registry.errors import (
     InvalidNameError,
     RefusedArtefactError,
     StorageFullError,
+    UnavailableError,
     UnknownError,
 )
 from graft_server.training.options import OptionError
@@ -26,17 +28,23 @@ from graft_server.training.options import OptionError
 CODES: dict[str, tuple[int, str]] = {
     "invalid-json": (400, "The body is not JSON"),
     "invalid-form": (400, "The body is not a well-formed form"),
+    "unauthorized": (401, "A valid key is needed"),
+    "forbidden": (403, "The key may not do this"),
     "unknown-route": (404, "No such route"),
     "unknown-adapter": (404, "No such adapter"),
     "unknown-version": (404, "No such adapter version"),
+    "unknown-route-name": (404, "No such route of requests"),
     "unknown-task": (404, "No such task"),
     "unknown-dataset": (404, "No such dataset"),
     "unknown-job": (404, "No such job"),
     "unknown-file": (404, "No such file"),
     "unknown-batch": (404, "No such batch"),
     "unknown-response": (404, "No such response"),
+    "unknown-key": (404, "No such key"),
     "method-not-allowed": (405, "The route does not take this method"),
     "conflict": (409, "In conflict with what exists"),
+    "gate-refused": (409, "The version is not good enough to be promoted"),
+    "undecided": (409, "It is not clear which adapter is meant"),
     "task-mismatch": (409, "The adapter serves another task"),
     "task-missing": (409, "The adapter's task is not installed"),
     "body-too-large": (413, "The request body is too large"),
@@ -58,6 +66,7 @@ CODES: dict[str, tuple[int, str]] = {
     "internal": (500, "Internal error"),
     "engine-died": (502, "The engine's process ended"),
     "engine-unavailable": (503, "The engine is not running"),
+    "registry-unavailable": (503, "The registry's database does not answer"),
     "not-ready": (503, "The server is not ready"),
     "draining": (503, "The server is shutting down"),
     "deadline-exceeded": (504, "The request's time is over"),
@@ -94,14 +103,25 @@ def as_problem(error: BaseException) -> ProblemError | None:
         case ProblemError():
             return error
         case UnknownError() | UnknownNameError():
-            # The last word: an "adapter version" is a version.
-            code = f"unknown-{error.kind.split()[-1]}"
+            # The last word: an "adapter version" is a version. "unknown-route" is another thing:
+            # a path that this server does not answer.
+            kind = error.kind.split()[-1]
+            code = "unknown-route-name" if kind == "route" else f"unknown-{kind}"
             return ProblemError(code if code in CODES else "invalid-request", str(error), nearest=error.nearest)
+        case FullError():
+            return ProblemError("overloaded", str(error), retry_after=error.retry_after)
         case OptionError():
             place = FieldError(place=f"options.{error.name}", message=str(error))
             return ProblemError(error.code, str(error), nearest=error.nearest, errors=[place])
         case InvalidNameError():
             return ProblemError("invalid-name", str(error))
+        case UnavailableError():
+            # Which database it is stands in the log.
+            return ProblemError(
+                "registry-unavailable",
+                "the registry's database does not answer; nothing was changed, try again soon",
+                retry_after=2,
+            )
         case StorageFullError():
             return ProblemError("storage-full", str(error))
         case RefusedArtefactError():

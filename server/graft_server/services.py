@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from graft_plugins.manager import PluginHost
+from graft_server.access.keyring import Keyring
 from graft_server.config import Settings
 from graft_server.engine.base import Engine
 from graft_server.engine.stats_cache import StatsCache
@@ -14,10 +15,15 @@ from graft_server.lifecycle import Lifecycle
 from graft_server.observability import Metrics
 from graft_server.observers import Observers
 from graft_server.registry import Registry
+from graft_server.routing.auto.catalogue import ProfileCatalogue
 from graft_server.routing.resolver import Resolver
+from graft_server.serving.cleaner import Cleaner
+from graft_server.serving.embedder import Embedder
 from graft_server.serving.evaluator import Evaluator
+from graft_server.serving.guards import Guards
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
+from graft_server.serving.shadows import Shadows
 
 #: Folder of the data folder where uploads lie until they are taken in.
 UPLOADS = "uploads"
@@ -45,7 +51,13 @@ class Services:
     resolver: Resolver
     predictor: Predictor
     evaluator: Evaluator
+    embedder: Embedder
     pins: Pins
+    profiles: ProfileCatalogue
+    cleaner: Cleaner
+    guards: Guards
+    shadows: Shadows
+    keyring: Keyring
     metrics: Metrics
     observers: Observers
     lifecycle: Lifecycle = field(default_factory=Lifecycle)

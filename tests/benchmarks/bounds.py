@@ -46,6 +46,16 @@ BOUNDS: Mapping[str, Bound] = {
     "resolve_10k_over_10": at_most(1.2),
     "resolve_task_10k_over_10": at_most(1.2),
     "quiet_p99_under_flood": at_most(2.0),
+    "auto_right": at_least(0.95),
+    "auto_rejected": at_least(0.9),
+    "auto_ms_1000": at_most(10.0),
+    "vllm_mixed8_over_base": at_least(0.85),
+    "vllm_mixed8_over_stock": at_least(3.5),
+    "vllm_ours_over_serve_same_wrapper": at_least(1.0),
+    "vllm_ours_over_serve": at_least(3.0),
+    "vllm_cliff_throughput": at_least(1.5),
+    "vllm_cliff_p99": at_most(0.8),
+    "vllm_slots64over8": at_least(0.7),
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from graft_plugins.manager import PluginHost
 from graft_server.base_model import BaseModel
-from graft_server.engine.base import AdapterSource, Delta, EngineError, GenerateRequest, ScoreResult
+from graft_server.engine.base import AdapterSource, Delta, Embeddings, EngineError, GenerateRequest, ScoreResult
 from graft_server.engine.messages import EngineConfig
 from graft_server.engine.torch.engine import TorchEngine
 from graft_server.plugins import server_plugins
@@ -28,7 +28,7 @@ class Counter:
     def scored(self, request_id: str, result: ScoreResult) -> None:
         self.ended += 1
 
-    def embedded(self, request_id: str, vectors: list[list[float]]) -> None:
+    def embedded(self, request_id: str, result: Embeddings) -> None:
         self.ended += 1
 
     def done(self, request_id: str) -> None:

@@ -33,8 +33,10 @@ from graft_server.plugins import server_plugins
 from graft_server.registry import Registry, adapters
 from graft_server.registry.artefacts import ArtefactStore, Staged, StoredFile
 from graft_server.registry.database import Database
+from graft_server.routing.auto.catalogue import FOLDER, ProfileCatalogue
+from graft_server.routing.auto.choice import AutoRouter
 from graft_server.routing.resolver import Resolver
-from graft_server.routing.states import STATE_FILE
+from graft_server.routing.states import STATE_FILE, StateCache
 from support.processes import running
 
 FEW, MANY = 10, 10_000
@@ -70,6 +72,12 @@ def ready_seconds(base: BaseModel, data_dir: Path) -> float:
         return time.perf_counter() - started
 
 
+def resolver_of(data_dir: Path, host: PluginHost) -> Resolver:
+    registry, states = Registry.open(data_dir), StateCache()
+    catalogue = ProfileCatalogue(registry, host, states, data_dir / FOLDER)
+    return Resolver(registry, host, states, AutoRouter(registry, host, catalogue, threshold=0.1, below="base"))
+
+
 def resolve_seconds(resolver: Resolver, names: Sequence[str | None]) -> float:
     """Median seconds of resolving each name; ``None`` is the task."""
     seconds = []
@@ -98,7 +106,7 @@ def main() -> None:
         ready_seconds(base, data["few"])
         for _, side in turns(arguments.pairs, ("many", "few")):
             startup.add(side, ready_seconds(base, data[side]), "s until ready")
-        resolvers = {side: Resolver(Registry.open(data[side]), host) for side in data}
+        resolvers = {side: resolver_of(data[side], host) for side in data}
         for side, resolver in resolvers.items():
             resolve_seconds(resolver, names[side])
         for _, side in turns(arguments.pairs, ("many", "few")):

@@ -1,5 +1,7 @@
 """Every benchmark, one after the other, and one table of all figures with their bounds: ``make bench``.
 
+``--vllm`` runs those of vLLM instead, in vLLM's environment: ``make bench-vllm``.
+
 ``--only NAME`` runs some of them, and the table then shows what the others wrote when they ran last.
 """
 
@@ -31,23 +33,28 @@ BENCHMARKS = (
     "ttft_from_disk",
     "many_adapters",
     "quiet_under_flood",
+    "routing_by_text",
 )
+VLLM_BENCHMARKS = ("vllm_batch", "vllm_behind_server")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=BENCHMARKS, help="run this one; can be given again")
+    parser.add_argument(
+        "--only", action="append", choices=BENCHMARKS + VLLM_BENCHMARKS, help="run this one; can be given again"
+    )
     parser.add_argument("--pairs", type=int, help="how often each side is measured [default: each benchmark's own]")
+    parser.add_argument("--vllm", action="store_true", help="run the benchmarks of the vLLM engine")
     arguments = parser.parse_args()
     console = Console()
     base = resolve(base_model_spec(), cache_dir(), lambda message, _: console.print(message))
     pairs = ["--pairs", str(arguments.pairs)] if arguments.pairs else []
-    for name in arguments.only or BENCHMARKS:
+    for name in arguments.only or (VLLM_BENCHMARKS if arguments.vllm else BENCHMARKS):
         console.rule(name)
         own = ["--data", str(dataset("translation-de"))] if name == "train_over_trainer" else []
         command = [sys.executable, str(HERE / f"{name}.py"), "--base-model", str(base.path), *pairs, *own]
         subprocess.run(command, check=True, env=_environment())
-    reports = [OUTPUT / f"{name}.json" for name in BENCHMARKS]
+    reports = [OUTPUT / f"{name}.json" for name in BENCHMARKS + VLLM_BENCHMARKS]
     console.print(summary(figure for path in reports if path.exists() for figure in _figures(path)))
 
 

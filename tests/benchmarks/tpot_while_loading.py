@@ -1,10 +1,11 @@
 """The time per output token of requests that decode while other adapters are loaded, over that undisturbed.
 
-16 requests decode without end on a supervised engine, as a server has it: of the base model and 4 adapters in turn.
-``undisturbed`` is some seconds of that, ``loading`` is the time in which 100 other adapters are loaded from disk (the
-operating system has their files in its cache) one after another, each beginning when the one before is in its slot.
-Once all slots are in use, each load displaces an adapter. The figure compares the 99th percentiles of all
-times between two tokens of one request.
+16 callers decode on a supervised engine, as a server has it, one request of 64 new tokens after the other: of the base
+model and 4 adapters in turn. So contexts are as long on both sides, whatever time a side takes. ``undisturbed`` is some
+seconds of that, ``loading`` is the time in which 100 other adapters are loaded from disk (the operating system has
+their files in its cache) one after another, each beginning when the one before is in its slot. Once all slots are in
+use, each load displaces an adapter. The figure compares the 99th percentiles of all times between two tokens of one
+request.
 
     PYTHONPATH=tests python tests/benchmarks/tpot_while_loading.py --base-model FOLDER
 """
@@ -32,8 +33,8 @@ from graft_server.engine.messages import EngineConfig
 from graft_server.engine.supervisor import SupervisedEngine
 
 REQUESTS, ADAPTERS, LOADED = 16, 4, 100
-#: Longer than a pair takes. With log-probabilities each token is told, also one that is no text.
-SAMPLING = SamplingParams(max_tokens=4096, ignore_eos=True, logprobs=0)
+#: With log-probabilities each token is told, also one that is no text.
+SAMPLING = SamplingParams(max_tokens=64, ignore_eos=True, logprobs=0)
 PROMPT = PromptInput(text="The fox said to the crow: ")
 
 
@@ -41,23 +42,28 @@ PROMPT = PromptInput(text="The fox said to the crow: ")
 async def decoding(
     engine: SupervisedEngine, adapters: Sequence[AdapterSource | None]
 ) -> AsyncIterator[list[list[float]]]:
-    """The moments at which each request got its tokens so far, while all of them decode."""
-    moments: list[list[float]] = [[] for _ in range(REQUESTS)]
+    """The moments at which the tokens of each request came so far, while all callers decode."""
+    moments: list[list[float]] = []
 
-    async def follow(number: int) -> None:
-        adapter = adapters[number % len(adapters)]
-        request = GenerateRequest(f"{time.monotonic_ns()}-{number}", PROMPT, SAMPLING, adapter)
-        # Closing the iterator is what ends the request.
-        async with aclosing(engine.generate(request)) as deltas:
-            async for _ in deltas:
-                moments[number].append(time.perf_counter())
+    async def call(number: int) -> None:
+        # They don't begin together, so they don't end together either.
+        await asyncio.sleep(0.3 * number)
+        while True:
+            own: list[float] = []
+            moments.append(own)
+            request = GenerateRequest(f"{number}-{len(moments)}", PROMPT, SAMPLING, adapters[number % len(adapters)])
+            # Closing the iterator is what ends the request.
+            async with aclosing(engine.generate(request)) as deltas:
+                # One at a time, as they come: whoever reads them now wants those of a request that still runs.
+                async for _ in deltas:
+                    own.append(time.perf_counter())  # noqa: PERF401
 
-    tasks = [asyncio.create_task(follow(number)) for number in range(REQUESTS)]
+    tasks = [asyncio.create_task(call(number)) for number in range(REQUESTS)]
     try:
-        while not all(len(own) > 4 for own in moments):
+        while len(moments) < 2 * REQUESTS:
             await asyncio.sleep(0.05)
         yield moments
-        assert not any(task.done() for task in tasks), "a request ended before the measurement did"
+        assert not any(task.done() for task in tasks), "a caller gave up before the measurement ended"
     finally:
         for task in tasks:
             task.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -14,7 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
 import pytest
 import pytest_asyncio
@@ -26,6 +26,7 @@ from graft_server.engine.base import (
     AdapterSource,
     ChatMessage,
     ConstraintSpec,
+    Embeddings,
     EngineDiedError,
     EngineUnavailableError,
     GenerateRequest,
@@ -36,8 +37,9 @@ from graft_server.engine.base import (
     ScoreRequest,
     TokenLogprob,
 )
-from graft_server.engine.messages import EngineConfig
+from graft_server.engine.messages import HEADER, EngineConfig
 from graft_server.engine.supervisor import SupervisedEngine
+from graft_server.engine.vllm.versions import installed_version
 from support.adapters import random_adapter
 from support.tiny_model import save_tiny_model
 
@@ -47,7 +49,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.asyncio(loop_scope="module")]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     folder = tmp_path_factory.mktemp("engine")
-    return resolve(str(save_tiny_model(folder / "model")), folder / "cache")
+    return resolve(str(save_tiny_model(folder / "model", head_dim=32)), folder / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,16 @@ def config(base: BaseModel, engine: str) -> EngineConfig:
     )
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["torch"])
+VLLM = pytest.param(
+    "vllm",
+    marks=[
+        pytest.mark.vllm,
+        pytest.mark.skipif(installed_version() is None, reason="vLLM is not installed; `make test-vllm` installs it"),
+    ],
+)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["torch", VLLM])
 async def engine(request: pytest.FixtureRequest, base: BaseModel) -> AsyncIterator[SupervisedEngine]:
     engine = SupervisedEngine(config(base, request.param))
     await engine.start()
@@ -102,10 +113,11 @@ async def test_it_says_what_it_is(engine: SupervisedEngine, base: BaseModel) -> 
 
 
 async def test_an_answer_can_come_in_larger_pieces(engine: SupervisedEngine) -> None:
-    alone = await text_of(engine, ask("small", tokens=20))
-    request = msgspec.structs.replace(ask("large", tokens=20), tokens_per_delta=8)
+    # Letters, so that each token is text at once.
+    letters = SamplingParams(max_tokens=20, ignore_eos=True, logit_bias={67: 100.0})
+    request = GenerateRequest("large", PromptInput(text="Hello"), letters, tokens_per_delta=8)
     deltas = [delta async for delta in engine.generate(request)]
-    assert "".join(delta.text for delta in deltas) == alone
+    assert "".join(delta.text for delta in deltas) == "a" * 20
     assert [delta.completion_tokens for delta in deltas] == [1, 8, 16, 20]
 
 
@@ -164,7 +176,7 @@ async def test_penalties_break_up_what_repeats(engine: SupervisedEngine, penalty
 async def test_min_p_of_one_draws_the_likeliest(engine: SupervisedEngine) -> None:
     greedy = await text_with(engine, "the likeliest")
     assert await text_with(engine, "min_p 1", temperature=1.0, min_p=1.0, seed=1) == greedy
-    assert await text_with(engine, "min_p 0", temperature=5.0, min_p=0.0, seed=1) != greedy
+    assert await text_with(engine, "min_p 0", temperature=2.0, min_p=0.0, seed=1) != greedy
 
 
 async def test_stop_tokens_end_an_answer_whose_own_end_is_ignored(engine: SupervisedEngine) -> None:
@@ -208,7 +220,7 @@ async def test_logprobs_are_the_models_own(engine: SupervisedEngine) -> None:
         return next(token for delta in deltas for token in delta.tokens)
 
     plain = await first("plain logprobs")
-    changed = await first("changed logprobs", temperature=3.0, logit_bias={67: 100.0}, presence_penalty=2.0, seed=1)
+    changed = await first("changed logprobs", temperature=2.0, logit_bias={67: 100.0}, presence_penalty=2.0, seed=1)
     assert changed.token == "a"
     assert dict(changed.top) == pytest.approx(dict(plain.top))
     assert changed.logprob < plain.logprob
@@ -221,11 +233,17 @@ async def test_scoring(engine: SupervisedEngine, adapter: AdapterSource) -> None
 
 
 async def test_embedding(engine: SupervisedEngine) -> None:
-    vectors = await engine.embed(["one", "two", *(f"text {i}" for i in range(30))])
-    assert len(vectors) == 32
-    assert len(vectors[0]) == 64
-    assert (await engine.embed(["two"]))[0] == pytest.approx(vectors[1], abs=1e-4)
-    assert await engine.embed([]) == []
+    if engine.capabilities.engine == "vllm":
+        with pytest.raises(InvalidRequestError, match="torch"):
+            await engine.embed(["one"])
+        return
+    embedded = await engine.embed(["one", "two", *(f"text {i}" for i in range(30))])
+    assert len(embedded.vectors) == 32
+    assert len(embedded.vectors[0]) == 64
+    alone = await engine.embed(["two"])
+    assert alone.vectors[0] == pytest.approx(embedded.vectors[1], abs=1e-4)
+    assert alone.prompt_tokens == len("two")
+    assert await engine.embed([]) == Embeddings([], 0)
     with pytest.raises(PromptTooLongError, match="600 tokens"):
         await engine.embed(["short", "x" * 600])
 
@@ -359,6 +377,16 @@ async def test_a_killed_engine_is_rebuilt_and_what_streamed_nothing_is_replayed(
     assert adapter.ref in (await engine.stats()).loaded
 
 
+async def test_an_engine_that_cannot_read_its_server_is_replaced(engine: SupervisedEngine) -> None:
+    expected = await text_of(engine, ask("before"))
+    restarts = engine.restarts
+    assert engine._writer is not None
+    engine._writer.write(HEADER.pack(7) + b"garbage")
+    # Sent behind it, so that the old engine never sees it.
+    assert await asyncio.wait_for(text_of(engine, ask("behind")), timeout=60) == expected
+    assert engine.restarts == restarts + 1
+
+
 async def test_a_killed_engine_has_its_pins_again(engine: SupervisedEngine, base: BaseModel, tmp_path: Path) -> None:
     sources = [random_adapter(base, "lora", tmp_path / str(i), seed=i, engine_id=220 + i, r=4)[0] for i in range(3)]
     pinned, *others = sources
@@ -387,6 +415,19 @@ async def test_a_base_model_that_cannot_be_loaded_says_why(base: BaseModel, tmp_
     assert engine.state == "failed"
     with pytest.raises(EngineUnavailableError):
         await text_of(engine, ask("never"))
+
+
+async def test_an_engine_whose_process_cannot_be_made_says_why(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    engine = SupervisedEngine(EngineConfig(engine="torch", base_model=str(base.path), cache_dir=str(tmp_path)))
+    with pytest.raises(EngineUnavailableError, match=r"can't be started: .*Cannot allocate memory"):
+        await engine.start()
+    assert engine.state == "failed"
 
 
 async def test_the_engine_does_not_outlive_its_server(base: BaseModel) -> None:

@@ -173,8 +173,8 @@ class Callers:
 
     async def _embed(self) -> None:
         prompts = [self._case()[1] for _ in range(3)]
-        vectors = await self._engine.embed([PROMPTS[prompt] for prompt in prompts])
-        for prompt, vector in zip(prompts, vectors, strict=True):
+        embedded = await self._engine.embed([PROMPTS[prompt] for prompt in prompts])
+        for prompt, vector in zip(prompts, embedded.vectors, strict=True):
             assert vector == pytest.approx(self._reference.vectors[prompt], abs=1e-4)
 
     async def _broken(self) -> None:
@@ -193,7 +193,7 @@ class Callers:
     def _operator_kinds(self) -> dict[str, tuple[int, Call]]:
         return {
             "load": (2, lambda: self._engine.load(self._adapter())),
-            "prefetch": (2, lambda: self._engine.prefetch(self._adapter())),
+            "prefetch": (2, self._prefetch),
             "pin": (2, self._pin),
             "unpin": (2, lambda: self._engine.unpin(self._adapter().engine_id)),
             "unload": (2, lambda: self._engine.unload(self._adapter().engine_id)),
@@ -203,6 +203,9 @@ class Callers:
 
     def _adapter(self) -> AdapterSource:
         return self._chance.choice(self._reference.sources)
+
+    async def _prefetch(self) -> None:
+        self._engine.prefetch(self._adapter())
 
     async def _pin(self) -> None:
         try:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from graft_server.engine.base import Delta, EngineError, ScoreResult
+from graft_server.engine.base import Delta, Embeddings, EngineError, ScoreResult
 
 
 @dataclass
@@ -15,7 +15,7 @@ class Recorder:
 
     deltas: dict[str, list[Delta]] = field(default_factory=dict)
     scores: dict[str, ScoreResult] = field(default_factory=dict)
-    vectors: dict[str, list[list[float]]] = field(default_factory=dict)
+    embeddings: dict[str, Embeddings] = field(default_factory=dict)
     errors: dict[str, EngineError] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
 
@@ -29,9 +29,9 @@ class Recorder:
         assert request_id not in self.scores
         self.scores[request_id] = result
 
-    def embedded(self, request_id: str, vectors: list[list[float]]) -> None:
-        assert request_id not in self.vectors
-        self.vectors[request_id] = vectors
+    def embedded(self, request_id: str, result: Embeddings) -> None:
+        assert request_id not in self.embeddings
+        self.embeddings[request_id] = result
 
     def done(self, request_id: str) -> None:
         self.finished.add(request_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from graft_server.engine.base import (
@@ -11,6 +12,7 @@ from graft_server.engine.base import (
     AdapterSource,
     Capabilities,
     Delta,
+    Embeddings,
     EngineDiedError,
     EngineStats,
     EngineUnavailableError,
@@ -173,8 +175,15 @@ class ScriptedEngine:
         finally:
             self._leave(request.id, finished)
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        return [[1.0, 0.0] for _ in texts]
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """A direction for each number of words; a word is a token."""
+        if self.state != "ready":
+            raise EngineUnavailableError(self.error or "the engine is not running")
+        counts = [len(text.split()) for text in texts]
+        if max(counts, default=0) > self.context:
+            raise PromptTooLongError(f"a text has {max(counts)} tokens, the context {self.context}")
+        await self._wait()
+        return Embeddings([[math.cos(count), math.sin(count)] for count in counts], sum(counts))
 
     async def stats(self) -> EngineStats:
         return EngineStats(

@@ -10,8 +10,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_tiny_model(folder: Path, *, seed: int = 0, layers: int = 2, hidden: int = 64, context: int = 512) -> Path:
-    """Write weights, configuration and tokenizer that transformers loads. Grouped-query attention, tied embeddings."""
+def save_tiny_model(
+    folder: Path, *, seed: int = 0, layers: int = 2, hidden: int = 64, context: int = 512, head_dim: int | None = None
+) -> Path:
+    """Write weights, configuration and tokenizer that transformers loads. Grouped-query attention, tied embeddings.
+
+    ``head_dim`` is a quarter of ``hidden`` if not given; vLLM has no attention for so small ones on CPUs."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -33,6 +37,7 @@ def save_tiny_model(folder: Path, *, seed: int = 0, layers: int = 2, hidden: int
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=context,
         tie_word_embeddings=True,
         eos_token_id=vocabulary["<|im_end|>"],

@@ -15,7 +15,8 @@ _COMMANDS = {
     "datasets": ("graft_client.cli.datasets:datasets", "Check, list and delete training data."),
     "train": ("graft_client.cli.train:train", "Train an adapter on files of examples."),
     "jobs": ("graft_client.cli.jobs:jobs", "Follow, cancel and resume training jobs."),
-    "adapters": ("graft_client.cli.adapters:adapters", "List, register, export, pin and delete adapters."),
+    "adapters": ("graft_client.cli.adapters:adapters", "List, register, promote, export, pin and delete adapters."),
+    "routes": ("graft_client.cli.routes:routes", "Spread requests over versions, and see why they go where."),
     "query": ("graft_client.cli.query:query", "Ask an adapter once; the answer is streamed."),
     "predict": ("graft_client.cli.predict:predict", "Answer a file of requests; goes on where it stopped."),
     "evaluate": ("graft_client.cli.evaluate:evaluate", "Measure an adapter on a file of examples."),
@@ -23,6 +24,8 @@ _COMMANDS = {
     "chat": ("graft_client.cli.chat:chat", "Talk with an adapter."),
     "plugins": ("graft_client.cli.plugins:plugins", "The plugins that the server has loaded."),
     "status": ("graft_client.cli.status:status", "Base model, engine, queues and jobs."),
+    "keys": ("graft_client.cli.keys:keys", "Make, list and revoke API keys."),
+    "audit": ("graft_client.cli.audit:audit", "Who changed what, and when."),
     "completion": ("graft_client.cli.completion:completion", "Print a shell's completion script."),
 }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from graft_client.errors import DataError, ProtocolError, UsageError
@@ -53,6 +54,31 @@ def check_target(folder: Path, *, force: bool) -> None:
         raise UsageError(f"{folder}: is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise UsageError(f"{folder}: not empty; give --force to write into it")
+
+
+@contextmanager
+def opened(place: Path) -> Iterator[Path]:
+    """An adapter folder; for a zip archive, one that it is unpacked into for the body of the ``with``. Where all its
+    files lie in one folder, as archives of folders have it, that is the adapter's.
+
+    Raises:
+        DataError: it is no archive, it is damaged, or a name leaves its folder.
+    """
+    if not place.is_file():
+        yield place
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "content"
+        folder.mkdir()
+        with place.open("rb") as stream:
+            try:
+                unpack(iter(lambda: stream.read(1 << 20), b""), folder)
+            except ProtocolError:
+                raise DataError(
+                    f"{place}: no zip archive of an adapter folder: it is damaged, or a name in it leaves its folder"
+                ) from None
+        inside = list(folder.iterdir())
+        yield inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
 def unpack(pieces: Iterable[bytes], folder: Path) -> list[str]:

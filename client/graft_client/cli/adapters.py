@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from graft_client.cli import render
+from graft_client.cli.bundles import pull, push
 from graft_client.cli.completion import complete_adapter, complete_task
 from graft_client.cli.confirm import confirmed
 from graft_client.cli.lazy import Group
+from graft_client.cli.lifecycle import gc, history, promote, rollback, unalias
+from graft_client.cli.merge import merge
 from graft_client.cli.progress import byte_bar
 from graft_client.cli.session import Session, with_session
+from graft_client.cli.targets import split_ref, version_of
 
 if TYPE_CHECKING:
     from graft_client.schemas.adapters import VersionInfo
@@ -25,10 +29,11 @@ if TYPE_CHECKING:
         "graft adapters register ./some-peft-folder --name x --task translation",
         "graft adapters export de-strings@3 -o ./de-strings",
         "graft adapters pin de-strings",
+        "graft adapters promote de-strings@3 production",
     ],
 )
 def adapters() -> None:
-    """List, register, export, pin and delete adapters."""
+    """List, register, promote, export, pin and delete adapters."""
 
 
 @adapters.command("list", examples=["graft adapters list --task translation"])
@@ -53,10 +58,11 @@ def list_adapters(session: Session, task: str | None) -> None:
                 _score(latest),
                 len(adapter.versions),
                 [f"@{version.version}" for version in adapter.versions if version.pinned],
+                [f"@{alias} = @{number}" for alias, number in adapter.aliases.items()],
                 latest.created_at if latest else adapter.created_at,
             )
         )
-    columns = ["name", "task", "latest", "method", "score", "versions", "pinned", "published"]
+    columns = ["name", "task", "latest", "method", "score", "versions", "pinned", "aliases", "published"]
     render.table(columns, rows, right=("versions",))
 
 
@@ -64,11 +70,11 @@ def list_adapters(session: Session, task: str | None) -> None:
 @click.argument("adapter", shell_complete=complete_adapter)
 @with_session
 def show(session: Session, adapter: str) -> None:
-    """Show an adapter and its versions; with `name@N` the lineage and metrics of that version."""
-    name, number = split_ref(adapter)
+    """Show an adapter and its versions; with `name@N` or an alias the lineage and metrics of that version."""
+    name, which = split_ref(adapter)
     with session.client() as client:
-        if number is not None:
-            version = client.version(name, number)
+        if which is not None:
+            version = client.version(name, which)
             if session.as_json:
                 session.emit(version)
             else:
@@ -78,7 +84,9 @@ def show(session: Session, adapter: str) -> None:
     if session.as_json:
         session.emit(found)
         return
-    render.fields([("name", found.name), ("task", found.task), ("created", found.created_at)])
+    aliases = [f"@{alias} = @{number}" for alias, number in found.aliases.items()]
+    created = ("created", found.created_at)
+    render.fields([("name", found.name), ("task", found.task), ("aliases", aliases or None), created])
     click.echo()
     render.table(
         ["version", "pinned", "method", "rows", "score", "size", "job", "published"],
@@ -96,7 +104,13 @@ def show(session: Session, adapter: str) -> None:
         show_evaluation(latest.evaluation, adapter=latest.ref)
 
 
-@adapters.command("register", examples=["graft adapters register ./some-peft-folder --name x --task translation"])
+@adapters.command(
+    "register",
+    examples=[
+        "graft adapters register ./some-peft-folder --name x --task translation",
+        "graft adapters register some-peft-folder.zip --name x --task translation",
+    ],
+)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--name", required=True, shell_complete=complete_adapter, help="The adapter to publish under.")
 @click.option("--task", required=True, shell_complete=complete_task, help="The task it serves.")
@@ -104,15 +118,16 @@ def show(session: Session, adapter: str) -> None:
 def register(session: Session, folder: Path, name: str, task: str) -> None:
     """Publish a PEFT adapter that was trained elsewhere as the next version of NAME.
 
-    FOLDER holds adapter_config.json and adapter_model.safetensors; task_state.json and graft.json are taken
-    along where they are there. Pickled weights are refused.
+    FOLDER, or a zip archive of one, holds adapter_config.json and adapter_model.safetensors; task_state.json and
+    graft.json are taken along where they are there. Pickled weights are refused.
     """
-    from graft_client.cli.adapter_files import adapter_files
+    from graft_client.cli.adapter_files import adapter_files, opened
     from graft_client.cli.uploads import total_bytes
 
-    files = adapter_files(folder)
-    with session.client() as client, byte_bar("uploading", total_bytes(files)) as tell:
-        version = client.register_adapter(files, name=name, task=task, progress=tell)
+    with opened(folder) as found:
+        files = adapter_files(found)
+        with session.client() as client, byte_bar("uploading", total_bytes(files)) as tell:
+            version = client.register_adapter(files, name=name, task=task, progress=tell)
     if session.as_json:
         session.emit(version)
     else:
@@ -127,9 +142,8 @@ def pin(session: Session, adapter: str) -> None:
 
     Without `@N` it is the latest version of now; later ones are not pinned by that. One slot always stays free.
     """
-    name, number = split_ref(adapter)
     with session.client() as client:
-        version = client.pin_version(name, number if number is not None else client.adapter(name).latest)
+        version = client.pin_version(*version_of(client, adapter))
     if session.as_json:
         session.emit(version)
     else:
@@ -141,9 +155,12 @@ def pin(session: Session, adapter: str) -> None:
 @with_session
 def unpin(session: Session, adapter: str) -> None:
     """Let the pinned versions of an adapter, or, with `name@N`, that one, leave their slots when others need them."""
-    name, number = split_ref(adapter)
+    name, which = split_ref(adapter)
     with session.client() as client:
-        numbers = [v.version for v in client.adapter(name).versions if v.pinned] if number is None else [number]
+        if which is None:
+            numbers = [v.version for v in client.adapter(name).versions if v.pinned]
+        else:
+            numbers = [version_of(client, adapter)[1]]
         versions = [client.unpin_version(name, each) for each in numbers]
     if session.as_json:
         session.emit(versions)
@@ -156,11 +173,14 @@ def unpin(session: Session, adapter: str) -> None:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @with_session
 def delete(session: Session, adapter: str, yes: bool) -> None:
-    """Delete an adapter with all its versions, or, with `name@N`, one version."""
-    name, number = split_ref(adapter)
+    """Delete an adapter with all its versions, or, with `name@N`, one version.
+
+    What an alias stands for, and what has requests in flight, is not deleted.
+    """
+    name, which = split_ref(adapter)
     with session.client() as client:
-        if number is not None:
-            client.version(name, number)
+        if which is not None:
+            _, number = version_of(client, adapter)
             confirmed(f"Delete version {adapter}?", yes=yes)
             client.delete_version(name, number)
         else:
@@ -175,33 +195,37 @@ def delete(session: Session, adapter: str, yes: bool) -> None:
 
 @adapters.command(
     "export",
-    examples=["graft adapters export de-strings -o ./de-strings", "graft adapters export de-strings@2 -o out --force"],
+    examples=[
+        "graft adapters export de-strings -o ./de-strings",
+        "graft adapters export de-strings@2 -o out --force",
+        "graft adapters export de-strings@production --merged -o ./smollm2-de",
+    ],
 )
 @click.argument("adapter", shell_complete=complete_adapter)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write to.")
 @click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
+@click.option("--merged", is_flag=True, help="The whole base model with the adapter taken into its weights.")
 @with_session
-def export(session: Session, adapter: str, output: Path, force: bool) -> None:
-    """Write an adapter version's files to a folder, in PEFT's layout, so that other tools can load it."""
+def export(session: Session, adapter: str, output: Path, force: bool, merged: bool) -> None:
+    """Write an adapter version's files to a folder, in PEFT's layout, so that other tools can load it.
+
+    With --merged it is a full checkpoint instead, which plain transformers loads.
+    """
     from graft_client.cli.adapter_files import check_target, unpack
 
     check_target(output, force=force)
     with session.client() as client:
-        names = unpack(client.download_adapter(adapter), output)
+        if merged:
+            session.note(f"taking {adapter} into the base model ...")
+        names = unpack(client.download_merged(adapter) if merged else client.download_adapter(adapter), output)
     if session.as_json:
         session.emit({"adapter": adapter, "folder": str(output), "files": names})
     else:
         click.echo(f"wrote {', '.join(names)} to {output}")
 
 
-def split_ref(ref: str) -> tuple[str, int | None]:
-    """``name`` or ``name@N`` as name and number."""
-    name, at, number = ref.partition("@")
-    if not at:
-        return name, None
-    if not number.isdecimal():
-        raise click.BadParameter(f"`{ref}` is not NAME or NAME@NUMBER", param_hint="ADAPTER")
-    return name, int(number)
+for command in (promote, rollback, history, unalias, gc, merge, push, pull):
+    adapters.add_command(command)
 
 
 def _score(version: VersionInfo | None) -> str | None:

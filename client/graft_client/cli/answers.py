@@ -48,6 +48,9 @@ def print_footer(result: PredictResponse) -> None:
         f"{result.adapter}  {usage.prompt_tokens} + {usage.completion_tokens} tokens  {result.timings.total:.2f} s{cut}"
     )
     click.secho(footer, dim=True, err=True)
+    if (choice := result.routing) is not None:
+        second = f", runner-up {choice.runner_up} with {choice.runner_up_confidence:.2f}" if choice.runner_up else ""
+        click.secho(f"chosen by the text with confidence {choice.confidence:.2f}{second}", dim=True, err=True)
 
 
 def _shown(text: str) -> str:

@@ -98,7 +98,6 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
     help="/v1/completions, or /v1/chat/completions.",
 )
-@click.option("--api-key", envvar="GRAFT_API_KEY", help="Sent as a bearer token.")
 @click.option(
     "--timeout", type=_POSITIVE, default=600.0, show_default=True, help="Seconds of silence that fail a request."
 )
@@ -121,7 +120,6 @@ def bench(
     session: Session,
     /,
     choice: ModelChoice,
-    api_key: str | None,
     output: Path | None,
     plot: Path | None,
     **load: Any,
@@ -144,9 +142,9 @@ def bench(
     # As people give it to OpenAI's SDKs.
     session = replace(session, url=resolve_url(session.url).removesuffix("/v1"))
     measurements = Measurements()
-    with choice.names(session, api_key) as models:
+    with choice.names(session, session.key) as models:
         settings = _settings(session, models, load)
-        interrupted = _measure(session, settings, measurements, api_key)
+        interrupted = _measure(session, settings, measurements, session.key)
         if interrupted and not measurements.records:
             raise KeyboardInterrupt
         result = summarise(settings, measurements, interrupted=interrupted)

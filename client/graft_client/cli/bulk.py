@@ -111,6 +111,7 @@ async def answer_rows(
     outcome: Outcome,
     *,
     url: str | None,
+    key: str | None = None,
     concurrency: int,
     told: Callable[[int], None],
 ) -> None:
@@ -133,7 +134,7 @@ async def answer_rows(
         told(settled)
 
     chunks = (missing[i : i + _CHUNK] for i in range(0, len(missing), _CHUNK))
-    async with AsyncClient(url) as client:
+    async with AsyncClient(url, key=key) as client:
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrency):

@@ -11,7 +11,9 @@ from graft_client.cli.lazy import Command
 
 if TYPE_CHECKING:
     from graft_client import Client
+    from graft_client.schemas.adapters import AdapterInfo
 
+PRODUCTION = "production"
 _PATIENCE = 0.5
 
 
@@ -39,11 +41,22 @@ def completion(shell: str) -> None:
 
 
 def complete_adapter(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Adapter names; after an ``@`` their versions."""
+    """Adapter names; after an ``@`` their aliases and versions."""
     name, at, _version = incomplete.partition("@")
     if at:
-        return _ask(ctx, incomplete, lambda client: (v.ref for v in client.adapter(name).versions))
+        return _ask(ctx, incomplete, lambda client: _refs(client.adapter(name)))
     return _ask(ctx, incomplete, lambda client: (adapter.name for adapter in client.adapters()))
+
+
+def complete_alias(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """The aliases of the adapter that was typed before, and the usual one."""
+    name = str(ctx.params.get("adapter") or "").partition("@")[0]
+    return _ask(ctx, incomplete, lambda client: sorted({PRODUCTION, *client.adapter(name).aliases}))
+
+
+def complete_route(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Route names."""
+    return _ask(ctx, incomplete, lambda client: (route.name for route in client.routes()))
 
 
 def complete_task(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -66,13 +79,18 @@ def complete_job(ctx: click.Context, _: click.Parameter, incomplete: str) -> lis
     return _ask(ctx, incomplete, lambda client: (job.id for job in client.jobs()))
 
 
+def _refs(adapter: AdapterInfo) -> list[str]:
+    aliases = [f"{adapter.name}@{alias}" for alias in adapter.aliases]
+    return aliases + [version.ref for version in adapter.versions]
+
+
 def _ask(ctx: click.Context, incomplete: str, names: Callable[[Client], Iterable[str]]) -> list[str]:
     """Names that begin as typed; none where the server is slow or away, for a person is waiting."""
     from graft_client import Client
     from graft_client.errors import GraftError
 
     try:
-        with Client(ctx.params.get("url"), timeout=_PATIENCE, retries=0) as client:
+        with Client(ctx.params.get("url"), key=ctx.params.get("api_key"), timeout=_PATIENCE, retries=0) as client:
             return [name for name in names(client) if name.startswith(incomplete)]
     except GraftError:
         return []

@@ -47,6 +47,8 @@ def explain(error: GraftError) -> str:
         return str(error)
     problem = error.problem
     lines = [problem.detail]
+    if problem.status == 401:
+        lines[0] += "; set GRAFT_API_KEY, or give --api-key"
     if problem.nearest and problem.nearest not in problem.detail:
         lines[0] += f" Did you mean `{problem.nearest}`?"
     if len(problem.errors) == 1 and problem.errors[0].message in problem.detail:

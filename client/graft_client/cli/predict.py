@@ -82,6 +82,7 @@ def predict(
                         rows,
                         outcome,
                         url=session.url,
+                        key=session.key,
                         concurrency=concurrency,
                         told=lambda settled: tell(settled, len(rows)),
                     )

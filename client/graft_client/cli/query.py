@@ -24,11 +24,14 @@ if TYPE_CHECKING:
         'graft query --task translation "Turn off the lights"',
         'graft query films --input \'{"history": ["Alien (1979)"], "k": 5}\' --json',
         "graft query de-strings@2 - < note.txt",
+        'graft query --auto "Turn off the lights"',
     ],
 )
 @click.argument("adapter", required=False, shell_complete=complete_adapter)
 @click.argument("text", required=False)
 @click.option("--task", shell_complete=complete_task, help="Without ADAPTER: let the server choose one.")
+@click.option("--auto", is_flag=True, help="Let the server choose an adapter by the text.")
+@click.option("--key", help="Requests with the same key go to the same target of a route.")
 @click.option("--input", "request", metavar="JSON", help="A request by the task's schema, instead of TEXT.")
 @sampling_options
 @with_session
@@ -37,27 +40,34 @@ def query(
     adapter: str | None,
     text: str | None,
     task: str | None,
+    auto: bool,
+    key: str | None,
     request: str | None,
     sampling: SamplingOverrides | None,
 ) -> None:
-    """Send TEXT to ADAPTER (`name`, `name@N`, or `base` with --task) and stream the answer.
+    """Send TEXT to ADAPTER (`name`, `name@N`, `name@alias`, a route, or `base` with --task) and stream the answer.
 
-    Without TEXT, or with `-`, the text is read from stdin. With --task a single argument is the text.
+    Without TEXT, or with `-`, the text is read from stdin. With --task or --auto a single argument is the text.
     """
     from graft_client.cli.answers import print_footer, print_stream
 
-    if task is not None and text is None and adapter is not None and request is None:
+    if (task is not None or auto) and text is None and adapter is not None and request is None:
         adapter, text = None, adapter
+    if auto:
+        if adapter is not None:
+            raise click.UsageError("with --auto the server chooses; leave ADAPTER out")
+        adapter = "auto"
     if adapter is None and task is None:
-        raise click.UsageError("name an adapter, or a task with --task")
+        raise click.UsageError("name an adapter, a task with --task, or --auto")
     if request is not None and text is not None:
         raise click.UsageError("give either TEXT or --input, not both")
     body = _parse(request) if request is not None else _text(text)
     with session.client() as client:
         if session.as_json:
-            session.emit(client.predict(adapter, body, task=task, sampling=sampling))
+            session.emit(client.predict(adapter, body, task=task, key=key, sampling=sampling))
         else:
-            print_footer(print_stream(client.predict_stream(adapter, body, task=task, sampling=sampling)))
+            events = client.predict_stream(adapter, body, task=task, key=key, sampling=sampling)
+            print_footer(print_stream(events))
 
 
 def _parse(request: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from graft_client.cli.server_extra import server_installed
 )
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port; 0 takes a free one.  [default: 8000]")
+@click.option("--insecure", is_flag=True, default=None, help="Listen beyond this machine although there are no keys.")
 @click.option("--engine", help="What runs the model.  [default: auto]")
 @click.option("--device", help="auto, cpu, cuda, cuda:1 or mps.  [default: auto]")
 @click.option("--dtype", help="auto, bfloat16, float16 or float32.  [default: auto]")

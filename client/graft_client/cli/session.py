@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import click
@@ -25,12 +25,13 @@ class Session:
 
     url: str | None
     as_json: bool
+    key: str | None = field(default=None, repr=False)
 
     def client(self, **options: Any) -> Client:
         """A client of the chosen server, with ``Client``'s own options; use it in a ``with`` block."""
         from graft_client import Client
 
-        return Client(self.url, **options)
+        return Client(self.url, key=self.key, **options)
 
     def emit(self, value: BaseModel | list[Any] | dict[str, Any]) -> None:
         """Prints a document, or several, as JSON on stdout."""
@@ -56,13 +57,14 @@ def plain(value: Any) -> Any:
 
 
 def with_session(command: Callable[Concatenate[Session, P], R]) -> Callable[P, R]:
-    """Adds ``--url`` and ``--json`` to a command, which gets a ``Session`` as its first argument."""
+    """Adds ``--url``, ``--api-key`` and ``--json`` to a command, which gets a ``Session`` as its first argument."""
 
     @click.option("--url", envvar="GRAFT_URL", help="The server.  [default: http://127.0.0.1:8000]")
+    @click.option("--api-key", envvar="GRAFT_API_KEY", help="Your key; others may see it here, the variable is safer.")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
     @functools.wraps(command)
-    def wrapper(*args: Any, url: str | None, as_json: bool, **kwargs: Any) -> R:
+    def wrapper(*args: Any, url: str | None, api_key: str | None, as_json: bool, **kwargs: Any) -> R:
         click.get_current_context().meta["graft.json"] = as_json
-        return command(Session(url, as_json), *args, **kwargs)
+        return command(Session(url, as_json, api_key), *args, **kwargs)
 
     return wrapper  # type: ignore[return-value]

@@ -50,3 +50,4 @@ class AdapterInfo(Schema):
     latest: int
     created_at: datetime
     versions: list[VersionInfo]
+    aliases: dict[str, int] = Field({}, description="Version numbers by alias.")

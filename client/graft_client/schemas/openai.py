@@ -1,4 +1,4 @@
-"""The OpenAI-shaped part of the API: models, chat completions, completions.
+"""The OpenAI-shaped part of the API: models, chat completions, completions, embeddings.
 
 Field names, defaults and error shapes follow OpenAI's public API reference.
 """
@@ -59,6 +59,18 @@ class CompletionRequest(OpenAIRequest):
     logprobs: int | None = Field(None, ge=0, le=5)
     top_k: int | None = Field(None, ge=0)
     echo: Literal[False] | None = None
+
+
+class EmbeddingRequest(Schema):
+    """Texts to embed with the base model. Lists of token ids are known, so that they can be refused by their name."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str
+    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
 
 
 class OpenAIUsage(Schema):

@@ -39,12 +39,16 @@ class SamplingOverrides(RequestSchema):
 
 
 class PredictRequest(RequestSchema):
-    """One request: for an adapter (``name``, ``name@N``), a task, or ``base`` with a task."""
+    """One request: for an adapter (``name``, ``name@N``, ``name@alias``), a route, a task, ``auto``, or ``base`` with a
+    task."""
 
     adapter: str | None = None
     task: str | None = None
     input: dict[str, Any] | None = Field(None, description="A request of the task, by its schema.")
     text: str | None = Field(None, description="Plain text, which the task turns into a request.")
+    key: str | None = Field(
+        None, max_length=256, description="Requests with the same key go to the same target of a route."
+    )
     sampling: SamplingOverrides = SamplingOverrides()
     stream: bool = False
     timeout: float | None = Field(
@@ -63,6 +67,15 @@ class PredictRequest(RequestSchema):
         return self
 
 
+class AutoChoice(Schema):
+    """How `auto` decided."""
+
+    adapter: str = Field(description="`name@N`, or `base` where nothing fitted well enough.")
+    confidence: float = Field(description="Of the best adapter, from 0 to 1.")
+    runner_up: str | None = None
+    runner_up_confidence: float | None = None
+
+
 class PredictResponse(Schema):
     """An answer, and which adapter version gave it."""
 
@@ -74,6 +87,7 @@ class PredictResponse(Schema):
     finish_reason: str = "stop"
     usage: Usage
     timings: Timings
+    routing: AutoChoice | None = Field(None, description="How the adapter was chosen, where the text decided.")
 
 
 class PredictEvent(Schema):

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
 
 from graft_client.schemas.adapters import AdapterInfo, VersionInfo
 from graft_client.schemas.jobs import JobState
 from graft_server.api.adapter_folder import check_file_name, read_adapter_folder
+from graft_server.api.archives import archive_response, pack
 from graft_server.api.deps import ServicesDep, require_engine
 from graft_server.api.uploads import staged
 from graft_server.api.views import adapter_info, version_info
@@ -23,7 +20,7 @@ from graft_server.engine.base import AdapterLoadError
 from graft_server.problems import ProblemError
 from graft_server.registry.adapters import check_name
 from graft_server.registry.errors import UnknownError
-from graft_server.registry.records import Lineage, VersionRecord
+from graft_server.registry.records import Lineage
 from graft_server.services import Services
 from graft_server.serving.evaluator import unpublished_source
 
@@ -50,12 +47,9 @@ async def register_adapter(
     await asyncio.to_thread(check_adapter_name, services, name, task)
     async with staged(files, services.uploads, check_file_name) as paths:
         folder = paths[0].parent
-        lineage = await asyncio.to_thread(_inspect, services, task, folder)
-        await _validate(services, name, folder, lineage)
-        record = await asyncio.to_thread(services.registry.publish, name, folder, lineage)
-    info = version_info(record)
-    services.observers.tell("version_published", info.model_dump(mode="json"))
-    return info
+        lineage = await asyncio.to_thread(inspect_folder, services, task, folder)
+        await validate_folder(services, name, folder, lineage)
+        return await publish_folder(services, name, folder, lineage)
 
 
 @router.get("/{name}")
@@ -69,16 +63,18 @@ async def delete_adapter(name: str, services: ServicesDep) -> Response:
     """Delete an adapter with all its versions."""
     versions = (await asyncio.to_thread(services.registry.adapter, name)).versions
     await asyncio.to_thread(_refuse_while_training, services, name)
+    for version in versions:
+        services.cleaner.refuse_in_flight(version)
     await asyncio.to_thread(services.registry.delete_adapter, name)
     for version in versions:
         await services.pins.forget(version)
     return Response(status_code=204)
 
 
-@router.get("/{name}/versions/{number}")
-async def show_version(name: str, number: int, services: ServicesDep) -> VersionInfo:
-    """One version with its lineage and metrics."""
-    return version_info(await asyncio.to_thread(services.registry.version, name, number))
+@router.get("/{name}/versions/{which}")
+async def show_version(name: str, which: str, services: ServicesDep) -> VersionInfo:
+    """One version, by its number or an alias, with its lineage and metrics."""
+    return version_info(await asyncio.to_thread(services.registry.resolve, f"{name}@{which}"))
 
 
 @router.delete("/{name}/versions/{number}", status_code=204)
@@ -86,6 +82,7 @@ async def delete_version(name: str, number: int, services: ServicesDep) -> Respo
     """Delete one version of an adapter."""
     version = await asyncio.to_thread(services.registry.version, name, number)
     await asyncio.to_thread(_refuse_while_training, services, name)
+    services.cleaner.refuse_in_flight(version)
     await asyncio.to_thread(services.registry.delete_version, name, number)
     await services.pins.forget(version)
     return Response(status_code=204)
@@ -108,14 +105,8 @@ async def unpin_version(name: str, number: int, services: ServicesDep) -> Versio
 async def export_adapter(ref: str, services: ServicesDep) -> FileResponse:
     """A version's files as a zip archive."""
     version = await asyncio.to_thread(services.registry.resolve, ref)
-    archive = await asyncio.to_thread(_pack, version, services.uploads)
-    return FileResponse(
-        archive,
-        media_type="application/zip",
-        filename=f"{version.adapter}-{version.version}.zip",
-        headers={"X-Graft-Adapter": version.ref},
-        background=BackgroundTask(archive.unlink, missing_ok=True),
-    )
+    archive = await asyncio.to_thread(pack, sorted(version.path.iterdir()), services.uploads)
+    return archive_response(archive, version, ".zip")
 
 
 def check_adapter_name(services: Services, name: str, task: str) -> None:
@@ -137,16 +128,20 @@ def check_adapter_name(services: Services, name: str, task: str) -> None:
         raise ProblemError("conflict", detail)
 
 
-def _inspect(services: Services, task_name: str, folder: Path) -> Lineage:
-    """What the files say about themselves, as far as this process can check it."""
+def inspect_folder(services: Services, task_name: str, folder: Path) -> Lineage:
+    """What the files say about themselves, as far as this process can check it. Blocking.
+
+    Raises:
+        ProblemError: ``invalid-adapter`` or ``unservable``.
+    """
     found = read_adapter_folder(
         folder, services.host.task(task_name), services.host.methods, services.engine.model.fingerprint
     )
     capabilities = services.engine.capabilities
     if found.method not in capabilities.methods:
-        raise ProblemError(
-            "unservable", f"adapter_config.json: the {capabilities.engine} engine can't serve {found.method!r}"
-        )
+        hint = capabilities.otherwise and f"; {capabilities.otherwise}"
+        detail = f"adapter_config.json: the {capabilities.engine} engine can't serve {found.method!r}{hint}"
+        raise ProblemError("unservable", detail)
     if found.rank > capabilities.max_rank:
         detail = (
             f"adapter_config.json: rank {found.rank} is more than this server serves "
@@ -165,12 +160,24 @@ def _inspect(services: Services, task_name: str, folder: Path) -> Lineage:
     )
 
 
-async def _validate(services: Services, name: str, folder: Path, lineage: Lineage) -> None:
+async def validate_folder(services: Services, name: str, folder: Path, lineage: Lineage) -> None:
+    """Let the engine read an adapter folder.
+
+    Raises:
+        ProblemError: ``invalid-adapter``.
+    """
     source = unpublished_source(ref=name, path=str(folder), method=lineage.method, rank=lineage.rank)
     try:
         await services.engine.validate(source)
     except AdapterLoadError as error:
         raise ProblemError("invalid-adapter", str(error)) from error
+
+
+async def publish_folder(services: Services, name: str, folder: Path, lineage: Lineage) -> VersionInfo:
+    """Publish a folder that was checked as the next version of an adapter, and tell the plugins."""
+    info = version_info(await asyncio.to_thread(services.registry.publish, name, folder, lineage))
+    services.observers.tell("version_published", info.model_dump(mode="json"))
+    return info
 
 
 def _refuse_while_training(services: Services, name: str) -> None:
@@ -179,13 +186,3 @@ def _refuse_while_training(services: Services, name: str) -> None:
             if job.adapter == name:
                 detail = f"job {job.id} is still training {name!r}; cancel it or wait for it"
                 raise ProblemError("conflict", detail)
-
-
-def _pack(version: VersionRecord, staging: Path) -> Path:
-    staging.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=".zip", dir=staging)
-    # Weights do not compress, so the archive only stores.
-    with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(version.path.iterdir()):
-            archive.write(path, path.name)
-    return Path(name)

@@ -8,6 +8,7 @@ from fastapi import Depends, Header, Request
 
 from graft_client.schemas.predict import MAX_TIMEOUT
 from graft_server.problems import ProblemError
+from graft_server.registry.visibility import actor
 from graft_server.services import Services
 from graft_server.serving.predictor import Terms
 
@@ -18,6 +19,14 @@ def services_of(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]
+
+
+def who_asks() -> str:
+    """Whose name a change is kept under, as in the audit log."""
+    return actor.get()
+
+
+WhoDep = Annotated[str, Depends(who_asks)]
 
 
 async def _terms(

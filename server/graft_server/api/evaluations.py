@@ -28,7 +28,7 @@ router = APIRouter(prefix="/api/evaluations", tags=["evaluations"])
 
 
 @dataclass(frozen=True, slots=True)
-class _Evaluation:
+class Evaluation:
     """What is measured on which rows."""
 
     task: AnyTask
@@ -44,11 +44,12 @@ async def evaluate(body: EvaluationRequest, services: ServicesDep) -> StreamResp
     On the dataset an adapter was trained with, only the rows that were held out are used.
     """
     require_engine(services)
-    evaluation = await asyncio.to_thread(_prepare, services, body)
-    return StreamResponse(ndjson(_lines(services, evaluation)), media_type=NDJSON)
+    evaluation = await asyncio.to_thread(prepare, services, body)
+    return StreamResponse(ndjson(lines(services, evaluation)), media_type=NDJSON)
 
 
-async def _lines(services: Services, evaluation: _Evaluation) -> AsyncGenerator[EvaluationEvent]:
+async def lines(services: Services, evaluation: Evaluation) -> AsyncGenerator[EvaluationEvent]:
+    """Progress, then the summary or a problem. Closing it ends the work."""
     against = evaluation.against
     names = {"adapter": evaluation.route.ref, "against": against.ref if against else None}
     progress = EvaluationEvent(done=0, total=len(evaluation.examples) * (2 if against else 1), **names)
@@ -78,7 +79,7 @@ async def _lines(services: Services, evaluation: _Evaluation) -> AsyncGenerator[
         await asyncio.gather(work, return_exceptions=True)
 
 
-async def _measure(services: Services, evaluation: _Evaluation, on_progress: Any) -> EvaluationSummary:
+async def _measure(services: Services, evaluation: Evaluation, on_progress: Any) -> EvaluationSummary:
     route, against = evaluation.route, evaluation.against
     subjects = {"adapter": Subject(adapter_source(route.version), route.state)}
     if against is not None:
@@ -94,7 +95,13 @@ async def _measure(services: Services, evaluation: _Evaluation, on_progress: Any
     )
 
 
-def _prepare(services: Services, body: EvaluationRequest) -> _Evaluation:
+def prepare(services: Services, body: EvaluationRequest) -> Evaluation:
+    """What a request asks for. Blocking.
+
+    Raises:
+        UnknownError: there is no such adapter, version or dataset.
+        ProblemError: the dataset is of another task.
+    """
     dataset = services.registry.dataset(body.dataset)
     task_name = body.task or (dataset.task if body.adapter in ("base", services.base_name) else None)
     route = services.resolver.resolve(body.adapter, task_name)
@@ -119,4 +126,4 @@ def _prepare(services: Services, body: EvaluationRequest) -> _Evaluation:
             wanted = options.test_rows(len(loaded.examples))
             examples = task.split(loaded.examples, test_rows=wanted, seed=options.seed).test
             break
-    return _Evaluation(task, examples[: body.limit], route, against)
+    return Evaluation(task, examples[: body.limit], route, against)

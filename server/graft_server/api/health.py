@@ -19,6 +19,7 @@ from graft_client.schemas.status import (
     ServerStatus,
 )
 from graft_server.api.deps import ServicesDep
+from graft_server.registry.visibility import visible
 from graft_server.services import Services
 from graft_server.serving.traffic import Load
 
@@ -63,6 +64,12 @@ async def status(services: ServicesDep) -> ServerStatus:
     pinned = await asyncio.to_thread(services.registry.pinned_versions)
     now = time.monotonic()
     traffic = services.predictor.traffic
+    view = visible.get()
+    loads = traffic.loads(now)
+    if view is not None:
+        shown = [ref for ref in engine.loaded_adapters if view.allows(ref.partition("@")[0])]
+        engine = engine.model_copy(update={"loaded_adapters": shown})
+        loads = {ref: load for ref, load in loads.items() if ref == "base" or view.allows(ref.partition("@")[0])}
     return ServerStatus(
         version=VERSION,
         ready=services.ready,
@@ -83,7 +90,7 @@ async def status(services: ServicesDep) -> ServerStatus:
         queued_requests=services.predictor.queued,
         admitted_requests=services.predictor.admitted,
         queue_age_seconds=traffic.queue_age(now),
-        traffic=_traffic(engine.loaded_adapters, traffic.loads(now)),
+        traffic=_traffic(engine.loaded_adapters, loads),
         jobs=counts.jobs,
     )
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 
 from graft_client.schemas.jobs import JobCheck, JobCreate, JobInfo, JobPlan, JobState
+from graft_server.access.principal import current_lease
 from graft_server.api.adapters import check_adapter_name
 from graft_server.api.deps import ServicesDep, require_engine
 from graft_server.api.streaming import EVENTS, StreamResponse, event
@@ -93,7 +94,8 @@ async def job_events(
 
 async def _events(services: Services, job_id: str, after: int, follow: bool) -> AsyncGenerator[str]:
     last_sent = time.monotonic()
-    while True:
+    lease = current_lease.get()
+    while lease is None or lease.ended is None:  # whoever follows on is told why
         # The state is read before the events, so that the events of a finished job are all there.
         finished = (await asyncio.to_thread(services.registry.job, job_id)).state.finished
         for item in await asyncio.to_thread(services.registry.events, job_id, after):
@@ -135,7 +137,7 @@ def _check(services: Services, body: JobPlan) -> dict[str, Any]:
         raise ProblemError(
             "unservable",
             f"method: the {capabilities.engine} engine can't serve {method.name!r}; "
-            f"it serves {', '.join(capabilities.methods)}",
+            f"it serves {', '.join(capabilities.methods)}{capabilities.otherwise and f'; {capabilities.otherwise}'}",
         )
     options = resolve_options(task, method, body.options).flat
     rank = method.rank(options)

@@ -27,10 +27,10 @@ async def predict(body: PredictRequest, request: Request, services: ServicesDep)
     plan = await predictor.prepare(body)
     if body.stream:
         events = await begin(request, predictor.stream(plan, terms))
-        return StreamResponse(_events(events), media_type=EVENTS, headers=route_headers(plan.route))
+        return StreamResponse(_events(events), media_type=EVENTS, headers=route_headers(plan.answering))
     answer = await until_disconnect(request, predictor.answer(plan, terms))
     return Response(
-        answer.document().model_dump_json(), media_type="application/json", headers=route_headers(plan.route)
+        answer.document().model_dump_json(), media_type="application/json", headers=route_headers(answer.route)
     )
 
 

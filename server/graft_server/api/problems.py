@@ -31,6 +31,7 @@ _OPENAI_CODES = {
     "unknown-adapter": "model_not_found",
     "unknown-version": "model_not_found",
     "prompt-too-long": "context_length_exceeded",
+    "unauthorized": "invalid_api_key",
     "overloaded": "rate_limit_exceeded",
     "unknown-route": "unknown_url",
 }
@@ -60,6 +61,10 @@ def problem_document(error: ProblemError) -> Problem:
 def openai_document(error: ProblemError) -> OpenAIError:
     """The same error as OpenAI's service would put it."""
     match openai_status(error):
+        case 401:
+            kind = "authentication_error"
+        case 403:
+            kind = "permission_error"
         case 429:
             kind = "rate_limit_error"
         case 504:

@@ -32,12 +32,19 @@ async def staged(
         check_name(name)
         if names.count(name) > 1:
             raise ProblemError("invalid-request", f"files: {name!r} was sent twice")
-    folder = await asyncio.to_thread(_new_folder, staging)
-    try:
+    async with staging_folder(staging) as folder:
         paths = [folder / name for name in names]
         for upload, path in zip(uploads, paths, strict=True):
             await asyncio.to_thread(_copy, upload, path)
         yield paths
+
+
+@asynccontextmanager
+async def staging_folder(staging: Path) -> AsyncIterator[Path]:
+    """A new folder under ``staging`` for the body of the ``with``."""
+    folder = await asyncio.to_thread(_new_folder, staging)
+    try:
+        yield folder
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

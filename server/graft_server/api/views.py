@@ -5,7 +5,17 @@ from __future__ import annotations
 from graft_client.schemas.adapters import AdapterInfo, VersionInfo
 from graft_client.schemas.datasets import DatasetFile, DatasetInfo
 from graft_client.schemas.jobs import JobInfo
-from graft_server.registry.records import AdapterRecord, DatasetRecord, JobRecord, VersionRecord
+from graft_client.schemas.lifecycle import AliasEvent
+from graft_client.schemas.routes import RouteEvent, RouteInfo, TargetFigures
+from graft_server.registry.records import (
+    AdapterRecord,
+    AliasEventRecord,
+    DatasetRecord,
+    JobRecord,
+    RouteEventRecord,
+    RouteRecord,
+    VersionRecord,
+)
 
 
 def version_info(record: VersionRecord) -> VersionInfo:
@@ -42,6 +52,45 @@ def adapter_info(record: AdapterRecord) -> AdapterInfo:
         latest=record.latest.version,
         created_at=record.created_at,
         versions=[version_info(version) for version in record.versions],
+        aliases=record.aliases,
+    )
+
+
+def alias_event(record: AliasEventRecord) -> AliasEvent:
+    return AliasEvent(
+        adapter=record.adapter,
+        seq=record.seq,
+        alias=record.alias,
+        kind=record.kind,
+        version=record.version,
+        previous=record.previous,
+        who=record.who,
+        why=record.why,
+        time=record.time,
+        gate=record.gate,
+    )
+
+
+def route_info(record: RouteRecord, live: list[TargetFigures]) -> RouteInfo:
+    return RouteInfo(
+        name=record.name,
+        task=record.task,
+        revision=record.revision,
+        spec=record.spec,
+        updated_at=record.updated_at,
+        live=live,
+    )
+
+
+def route_event(record: RouteEventRecord) -> RouteEvent:
+    return RouteEvent(
+        route=record.route,
+        seq=record.seq,
+        kind=record.kind,
+        who=record.who,
+        why=record.why,
+        time=record.time,
+        spec=record.spec,
     )
 
 

@@ -146,8 +146,18 @@ class ScoreResult(msgspec.Struct, frozen=True):
     scored_tokens: int
 
 
+class Embeddings(msgspec.Struct, frozen=True):
+    """``vectors`` in the order of the texts, and the tokens that these have together."""
+
+    vectors: list[list[float]]
+    prompt_tokens: int
+
+
 class Capabilities(msgspec.Struct, frozen=True):
-    """What an engine can serve; asked before a job or an adapter is accepted."""
+    """What an engine can serve; asked before a job or an adapter is accepted.
+
+    ``otherwise`` says what to do about an adapter that it can't serve; empty where nothing can be done.
+    """
 
     engine: str
     methods: tuple[str, ...]
@@ -156,6 +166,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     constraints: tuple[str, ...]
     device: str
     dtype: str
+    otherwise: str = ""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -291,8 +302,12 @@ class Engine(Protocol):
 
     async def score(self, request: ScoreRequest) -> ScoreResult: ...
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """Mean-pooled, L2-normalised last hidden states of the base model, ``[len(texts)][hidden]``."""
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Mean-pooled, L2-normalised last hidden states of the base model, ``[len(texts)][hidden]``.
+
+        Raises:
+            PromptTooLongError: a text does not fit the context.
+        """
         ...
 
     async def stats(self) -> EngineStats: ...

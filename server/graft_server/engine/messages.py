@@ -14,6 +14,7 @@ from graft_server.engine.base import (
     AdapterSource,
     Capabilities,
     Delta,
+    Embeddings,
     EngineStats,
     GenerateRequest,
     ModelInfo,
@@ -130,7 +131,7 @@ class CandidatesScored(msgspec.Struct, frozen=True, tag=True):
 
 class Embedded(msgspec.Struct, frozen=True, tag=True):
     id: str
-    vectors: list[list[float]]
+    result: Embeddings
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

@@ -12,6 +12,7 @@ import os
 import queue
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from typing import Any
 import msgspec
 
 from graft_server.engine import messages
-from graft_server.engine.base import Delta, EngineError, InvalidRequestError, ModelInfo, ScoreResult
+from graft_server.engine.base import Delta, Embeddings, EngineError, InvalidRequestError, ModelInfo, ScoreResult
 from graft_server.engine.integrity import IntegrityError
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,8 @@ class Outbox:
     def scored(self, request_id: str, result: ScoreResult) -> None:
         self.send(messages.CandidatesScored(request_id, result))
 
-    def embedded(self, request_id: str, vectors: list[list[float]]) -> None:
-        self.send(messages.Embedded(request_id, vectors))
+    def embedded(self, request_id: str, result: Embeddings) -> None:
+        self.send(messages.Embedded(request_id, result))
 
     def done(self, request_id: str) -> None:
         self.send(messages.Done(request_id))
@@ -78,10 +79,14 @@ class Outbox:
 
 
 def _read(connection: socket.socket, inbox: queue.SimpleQueue[messages.ToEngine | None]) -> None:
-    with contextlib.suppress(OSError), connection.makefile("rb") as stream:
-        while header := stream.read(messages.HEADER.size):
-            body = stream.read(messages.HEADER.unpack(header)[0])
-            inbox.put(messages.to_engine_decoder.decode(body))
+    try:
+        with contextlib.suppress(OSError), connection.makefile("rb") as stream:
+            while header := stream.read(messages.HEADER.size):
+                body = stream.read(messages.HEADER.unpack(header)[0])
+                inbox.put(messages.to_engine_decoder.decode(body))
+    except (msgspec.MsgspecError, struct.error):
+        # Whoever can't be understood can't be served: the server makes a new engine.
+        logger.exception("a message of the server can't be read; the engine ends")
     inbox.put(None)
     # A step, or a base model being read, may take long: nobody waits for it any more.
     threading.Timer(2.0, os._exit, args=(0,)).start()
@@ -95,16 +100,28 @@ def start_engine(config: messages.EngineConfig, outbox: Outbox) -> Any:
     """
     from graft_plugins.manager import PluginHost
     from graft_server.base_model import resolve
-    from graft_server.engine.torch.engine import TorchEngine
+    from graft_server.base_model.device import choose_device
+    from graft_server.engine.vllm.versions import check_version, default_engine
     from graft_server.plugins import server_plugins
 
     def report(message: str, fraction: float | None) -> None:
         outbox.send(messages.Progress(message, fraction))
 
+    chosen = default_engine(choose_device(config.device)) if config.engine == "auto" else config.engine
+    if chosen == "vllm":
+        check_version()
     base = resolve(config.base_model, Path(config.cache_dir), report)
     report(f"loading {base.name}", None)
     host = PluginHost.load(config.plugins, extra=server_plugins())
-    engine = TorchEngine(base, config, host.methods, outbox)
+    engine: Any
+    if chosen == "vllm":
+        from graft_server.engine.vllm.engine import VllmEngine
+
+        engine = VllmEngine(base, config, host.methods, outbox)
+    else:
+        from graft_server.engine.torch.engine import TorchEngine
+
+        engine = TorchEngine(base, config, host.methods, outbox)
     model = ModelInfo(
         name=base.name,
         fingerprint=base.fingerprint,
@@ -206,7 +223,14 @@ def main() -> None:
         outbox.close()
         sys.exit(1)
     try:
-        run(engine, inbox, outbox)
+        if engine.capabilities.engine == "vllm":
+            from graft_server.engine.vllm import loop
+
+            checks = RestChecks(engine)
+            work = loop.run(engine, inbox, lambda message: handle(engine, message, outbox), outbox.flush, checks)
+            engine.runner.run(work)
+        else:
+            run(engine, inbox, outbox)
     finally:
         engine.close()
         outbox.close()

@@ -26,6 +26,7 @@ from graft_server.engine.base import (
     AdapterSource,
     Capabilities,
     Delta,
+    Embeddings,
     EngineDiedError,
     EngineError,
     EngineStats,
@@ -142,7 +143,12 @@ class SupervisedEngine:
 
     async def _supervise(self) -> None:
         while True:
-            stream = await self._spawn()
+            try:
+                stream = await self._spawn()
+            except OSError as error:
+                self._state, self._error = "failed", f"the engine's process can't be started: {error}"
+                logger.error("%s; restart the server", self._error)
+                break
             try:
                 await self._receive(stream)
             finally:
@@ -187,11 +193,15 @@ class SupervisedEngine:
         return code
 
     async def _receive(self, stream: asyncio.StreamReader) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        try:
             while True:
                 header = await stream.readexactly(messages.HEADER.size)
                 body = await stream.readexactly(messages.HEADER.unpack(header)[0])
                 self._dispatch(messages.from_engine_decoder.decode(body))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # its end, which _reap explains
+        except msgspec.MsgspecError:
+            logger.exception("a message of the engine can't be read; it is replaced")
 
     def _dispatch(self, message: messages.FromEngine) -> None:
         match message:
@@ -312,10 +322,10 @@ class SupervisedEngine:
         assert isinstance(answer, messages.CandidatesScored)
         return answer.result
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
         answer = await self._ask(lambda call_id: messages.Embed(call_id, tuple(texts)))
         assert isinstance(answer, messages.Embedded)
-        return answer.vectors
+        return answer.result
 
     async def validate(self, source: AdapterSource) -> None:
         await self._ask(lambda call_id: messages.Validate(call_id, source))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import func, select
@@ -13,11 +15,16 @@ from graft_client.schemas.adapters import EvaluationSummary
 from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.database import next_number
 from graft_server.registry.errors import ConflictError, InvalidNameError, UnknownError
-from graft_server.registry.models import Adapter, Artefact, Version, now
+from graft_server.registry.models import Adapter, Alias, Artefact, Version, now
 from graft_server.registry.records import AdapterRecord, Lineage, VersionRecord
+from graft_server.registry.visibility import visible
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _RESERVED = frozenset({"base", "auto"})
+#: Aliases begin with a letter, so that none looks like a version's number.
+ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
+#: What stands for the version that was published last, wherever an alias can stand.
+LATEST = "latest"
 _LINEAGE_FIELDS = tuple(field.name for field in fields(Lineage))
 #: With what a record needs of another table, in one query.
 _WHOLE_VERSIONS = select(Version).options(joinedload(Version.artefact))
@@ -34,6 +41,10 @@ def check_name(name: str) -> None:
             f"{name!r} can't name an adapter: use 1 to 64 lower-case letters, digits, hyphens, underscores and "
             "dots, starting with a letter or a digit"
         )
+    view = visible.get()
+    if view is not None and not view.allows(name):
+        # Said of every such name, there or not.
+        raise InvalidNameError(f"{name!r} is no name that your key may use: {view.described}")
 
 
 def check_task(session: Session, name: str, task: str) -> None:
@@ -80,41 +91,54 @@ def find_adapter(session: Session, name: str) -> Adapter:
     return adapter
 
 
-def find_version(session: Session, name: str, number: int | None) -> Version:
-    """A version by number, or the latest.
+def seek_version(session: Session, name: str, which: int | str | None) -> Version | None:
+    """A version by number or by alias, or the latest; ``None`` where there is none. Every request asks for one, so
+    it is one query."""
+    query = _WHOLE_VERSIONS.where(Version.adapter == name)
+    if isinstance(which, int):
+        query = query.where(Version.number == which)
+    elif which not in (None, LATEST):
+        query = query.join(Alias, Alias.engine_id == Version.engine_id).where(
+            Alias.adapter == name, Alias.name == which
+        )
+    return session.scalar(query.order_by(Version.number.desc()).limit(1))
+
+
+def find_version(session: Session, name: str, which: int | str | None) -> Version:
+    """A version by number or by alias, or the latest.
 
     Raises:
-        UnknownError: the adapter or the version does not exist.
+        UnknownError: the adapter, the version or the alias does not exist.
     """
-    query = _WHOLE_VERSIONS.where(Version.adapter == name)
-    if number is not None:
-        query = query.where(Version.number == number)
-    # Every request asks for a version, so it is one query; which of the two is unknown is asked only then.
-    version = session.scalar(query.order_by(Version.number.desc()).limit(1))
+    version = seek_version(session, name, which)
     if version is None:
-        latest = find_adapter(session, name).versions[-1].number
-        raise UnknownError("version", f"{name}@{number}", f"{name}@{latest}")
+        adapter = find_adapter(session, name)
+        near = get_close_matches(str(which), [alias.name for alias in adapter.aliases], n=1)
+        raise UnknownError("version", f"{name}@{which}", f"{name}@{near[0] if near else adapter.versions[-1].number}")
     return version
 
 
-def parse_ref(ref: str) -> tuple[str, int | None]:
-    """``name`` or ``name@3`` as a name and a number.
+def parse_ref(ref: str) -> tuple[str, int | str | None]:
+    """``name``, ``name@3`` or ``name@production`` as a name and what stands behind the ``@``.
 
     Raises:
-        UnknownError: what stands behind ``@`` is no version number.
+        UnknownError: what stands behind ``@`` is neither a version number nor an alias.
     """
-    name, at, number = ref.partition("@")
+    name, at, which = ref.partition("@")
     if not at:
         return name, None
-    if not (number.isascii() and number.isdigit()) or len(number) > 9:
+    if which.isascii() and which.isdigit() and len(which) <= 9:
+        return name, int(which)
+    if not ALIAS.fullmatch(which):
         raise UnknownError("version", ref)
-    return name, int(number)
+    return name, which
 
 
 def list_adapters(session: Session, task: str | None) -> list[Adapter]:
     # Versions and artefacts in a query each, however many adapters there are.
     whole = selectinload(Adapter.versions).joinedload(Version.artefact)
-    query = select(Adapter).order_by(Adapter.name).options(whole)
+    aliases = selectinload(Adapter.aliases).joinedload(Alias.version)
+    query = select(Adapter).order_by(Adapter.name).options(whole, aliases)
     if task is not None:
         query = query.where(Adapter.task == task)
     return list(session.scalars(query))
@@ -124,6 +148,12 @@ def latest_for_task(session: Session, task: str) -> Version | None:
     return session.scalar(_WHOLE_VERSIONS.where(Version.task == task).order_by(Version.engine_id.desc()).limit(1))
 
 
+def list_trained(session: Session, after: int) -> list[Version]:
+    """Those with a dataset, in the order in which they were published."""
+    query = _WHOLE_VERSIONS.where(Version.engine_id > after, Version.dataset.is_not(None))
+    return list(session.scalars(query.order_by(Version.engine_id)))
+
+
 def list_pinned(session: Session) -> list[Version]:
     """In the order in which they were published."""
     query = select(Version).where(Version.pinned).order_by(Version.engine_id).options(joinedload(Version.artefact))
@@ -131,8 +161,13 @@ def list_pinned(session: Session) -> list[Version]:
 
 
 def remove_version(session: Session, version: Version) -> list[str]:
-    """Delete a version, and its adapter with the last one. Returns digests that nothing refers to any more."""
+    """Delete a version, and its adapter with the last one. Returns digests that nothing refers to any more.
+
+    Raises:
+        ConflictError: an alias stands for it.
+    """
     adapter = version.owner
+    _refuse_named(session, [version])
     adapter.versions.remove(version)
     if not adapter.versions:
         session.delete(adapter)
@@ -140,10 +175,25 @@ def remove_version(session: Session, version: Version) -> list[str]:
 
 
 def remove_adapter(session: Session, adapter: Adapter) -> list[str]:
-    """Delete an adapter with its versions. Returns digests that nothing refers to any more."""
+    """Delete an adapter with its versions. Returns digests that nothing refers to any more.
+
+    Raises:
+        ConflictError: an alias stands for one of them.
+    """
+    _refuse_named(session, adapter.versions)
     digests = [version.digest for version in adapter.versions]
     session.delete(adapter)
     return _drop_unreferenced(session, digests)
+
+
+def _refuse_named(session: Session, versions: Sequence[Version]) -> None:
+    by_id = {version.engine_id: version for version in versions}
+    alias = session.scalar(select(Alias).where(Alias.engine_id.in_(by_id)).order_by(Alias.name).limit(1))
+    if alias is not None:
+        ref = f"{alias.adapter}@{by_id[alias.engine_id].number}"
+        raise ConflictError(
+            f"{ref} is what {alias.adapter}@{alias.name} stands for: promote another version, or remove the alias"
+        )
 
 
 def _drop_unreferenced(session: Session, digests: list[str]) -> list[str]:
@@ -180,6 +230,7 @@ def adapter_record(adapter: Adapter, store: ArtefactStore) -> AdapterRecord:
         task=adapter.task,
         created_at=adapter.created_at,
         versions=tuple(version_record(version, store) for version in adapter.versions),
+        aliases={alias.name: alias.version.number for alias in adapter.aliases},
     )
 
 

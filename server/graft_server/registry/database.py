@@ -12,14 +12,18 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker
 
-from graft_server.registry.errors import NewerDatabaseError, StorageFullError
+from graft_server.registry.errors import InvalidDatabaseError, NewerDatabaseError, StorageFullError, UnavailableError
 from graft_server.registry.models import Counter
+from graft_server.registry.visibility import EVERYTHING, restrictions
 
 _BUSY_TIMEOUT_MS = 30_000
+_CONNECT_SECONDS = 5
+#: Any number that no other program on the same PostgreSQL database uses.
+_WRITERS_LOCK = 0x67726166  # "graf"
 _WRITES = "graft_writes"
 
 
@@ -27,15 +31,19 @@ class Database:
     """One database, by SQLAlchemy URL. Threads may share it; processes each open their own."""
 
     def __init__(self, url: str) -> None:
-        self._engine = create_engine(url)
+        self._engine = _engine_of(url)
         if self._engine.dialect.name == "sqlite":
             _configure_sqlite(self._engine)
+        else:
+            _configure_postgresql(self._engine)
         self._writing_engine = self._engine.execution_options(**{_WRITES: True})
+        self._sessions = sessionmaker()
+        event.listen(self._sessions, "do_orm_execute", _show_what_may_be_seen)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A consistent view of the database."""
-        with self._reported_errors(), Session(self._engine) as session, session.begin():
+        with self._reported_errors(), self._sessions(bind=self._engine) as session, session.begin():
             yield session
 
     @contextmanager
@@ -45,7 +53,7 @@ class Database:
         Raises:
             StorageFullError: the disk is full; nothing was changed.
         """
-        with self._reported_errors(), Session(self._writing_engine) as session, session.begin():
+        with self._reported_errors(), self._sessions(bind=self._writing_engine) as session, session.begin():
             yield session
 
     @property
@@ -88,7 +96,15 @@ class Database:
         except OperationalError as error:
             if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise StorageFullError(self.name) from error
+            if self._engine.dialect.name == "postgresql":
+                raise UnavailableError(self.name) from error
             raise
+
+
+def _show_what_may_be_seen(state: ORMExecuteState) -> None:
+    """For every query, wherever it is written: rows that the caller may not see are not there."""
+    if state.is_select and not state.is_column_load and not state.execution_options.get(EVERYTHING):
+        state.statement = state.statement.options(*restrictions())
 
 
 def next_number(session: Session, name: str) -> int:
@@ -99,6 +115,39 @@ def next_number(session: Session, name: str) -> int:
         session.add(counter)
     counter.last += 1
     return counter.last
+
+
+def _engine_of(url: str) -> Engine:
+    """Raises:
+    InvalidDatabaseError: the URL is none, or of a database that is not supported.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # The URL may hold a password.
+        raise InvalidDatabaseError("it is no URL; write it like postgresql://user:password@host/name") from None
+    if parsed.drivername == "sqlite":
+        return create_engine(parsed)
+    if parsed.drivername not in ("postgresql", "postgres", "postgresql+psycopg"):
+        raise InvalidDatabaseError(f"{parsed.drivername} is not supported; use PostgreSQL, or nothing for SQLite")
+    return create_engine(
+        parsed.set(drivername="postgresql+psycopg"),
+        # A server that was started anew has ended its connections: that costs a question, not a request.
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": _CONNECT_SECONDS},
+    )
+
+
+def _configure_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        if connection.get_execution_options().get(_WRITES, False):
+            # One writer at a time, as with SQLite, so that what a transaction has looked at still holds when it writes.
+            # Migrations take the same lock.
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_BUSY_TIMEOUT_MS}")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS_LOCK})")
+        else:
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 
 
 def _configure_sqlite(engine: Engine) -> None:
@@ -112,6 +161,8 @@ def _configure_sqlite(engine: Engine) -> None:
             "journal_mode = WAL",
             "synchronous = FULL",
             "foreign_keys = ON",
+            # A registry of 10,000 adapters stays in memory: 16 MiB of pages, where SQLite's own limit is 2.
+            "cache_size = -16384",
         ):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -14,6 +14,7 @@ from graft_server.registry.database import next_number
 from graft_server.registry.errors import ConflictError, UnknownError
 from graft_server.registry.models import Dataset, Job, now
 from graft_server.registry.records import DatasetRecord
+from graft_server.registry.visibility import visible
 
 _UNFINISHED = tuple(state.value for state in JobState if not state.finished)
 
@@ -40,7 +41,10 @@ def add(
     bad_rows: int,
 ) -> Dataset:
     """Record a dataset, or find it where the same files are there for the same task."""
-    identity = dataset_id(task, files)
+    view = visible.get()
+    owner = view.owner if view is not None else None
+    # With the owner in its id, a dataset says nothing of the same files in other hands.
+    identity = dataset_id(task if owner is None else f"{owner}\n{task}", files)
     dataset = session.get(Dataset, identity)
     if dataset is None:
         dataset = Dataset(
@@ -52,6 +56,7 @@ def add(
             bad_rows=bad_rows,
             files=[[file.name, file.size, file.sha256] for file in files],
             created_at=now(),
+            owner=owner,
         )
         session.add(dataset)
         session.flush()

@@ -49,6 +49,20 @@ class NewerDatabaseError(RegistryError):
         self.known = known
 
 
+class InvalidDatabaseError(RegistryError):
+    """The URL of the database makes no sense."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the setting `database_url` can't be used: {reason}")
+
+
+class UnavailableError(RegistryError):
+    """The database does not answer. Nothing was changed."""
+
+    def __init__(self, database: str) -> None:
+        super().__init__(f"the registry's database {database} does not answer; try again soon")
+
+
 class StorageFullError(RegistryError):
     """No space is left, or a quota is used up. Nothing was changed."""
 

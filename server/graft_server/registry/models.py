@@ -73,6 +73,7 @@ class Adapter(Table):
     versions: Mapped[list[Version]] = relationship(
         back_populates="owner", order_by="Version.number", cascade="all, delete-orphan"
     )
+    aliases: Mapped[list[Alias]] = relationship(order_by="Alias.name", viewonly=True)
 
 
 class Version(Table):
@@ -115,6 +116,74 @@ class Version(Table):
     artefact: Mapped[Artefact] = relationship()
 
 
+class Alias(Table):
+    """A name for one version of an adapter, which can be moved to another. ``revision`` counts the moves, so that of
+    two who saw the same one in place only one moves it."""
+
+    __tablename__ = "aliases"
+
+    adapter: Mapped[str] = mapped_column(ForeignKey("adapters.name"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    engine_id: Mapped[int] = mapped_column(ForeignKey("versions.engine_id"), index=True)
+    revision: Mapped[int]
+
+    version: Mapped[Version] = relationship()
+
+
+class AliasEvent(Table):
+    """One entry of an adapter's history; ``seq`` counts from 1 within its name. It outlives what it tells of."""
+
+    __tablename__ = "alias_events"
+
+    adapter: Mapped[str] = mapped_column(String(64), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    alias: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(16))
+    version: Mapped[int | None]
+    previous: Mapped[int | None]
+    who: Mapped[str] = mapped_column(String(128))
+    why: Mapped[str] = mapped_column(Text)
+    time: Mapped[datetime]
+    gate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class RouteRow(Table):
+    """A name that leads to versions by weight. ``revision`` counts its changes."""
+
+    __tablename__ = "routes"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    task: Mapped[str] = mapped_column(String(64))
+    spec: Mapped[dict[str, Any]]
+    revision: Mapped[int]
+    updated_at: Mapped[datetime]
+
+
+class RouteVersion(Table):
+    """A version that a route needs, as a target, a shadow or a fallback."""
+
+    __tablename__ = "route_versions"
+
+    route: Mapped[str] = mapped_column(ForeignKey("routes.name"), primary_key=True)
+    engine_id: Mapped[int] = mapped_column(
+        ForeignKey("versions.engine_id"), primary_key=True, autoincrement=False, index=True
+    )
+
+
+class RouteEvent(Table):
+    """One entry of a route's history; ``seq`` counts from 1 within its name. It outlives the route."""
+
+    __tablename__ = "route_events"
+
+    route: Mapped[str] = mapped_column(String(64), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(String(16))
+    who: Mapped[str] = mapped_column(String(128))
+    why: Mapped[str] = mapped_column(Text)
+    time: Mapped[datetime]
+    spec: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
 class Dataset(Table):
     __tablename__ = "datasets"
 
@@ -126,6 +195,8 @@ class Dataset(Table):
     bad_rows: Mapped[int] = mapped_column(BigInteger)
     files: Mapped[list[Any]]
     created_at: Mapped[datetime]
+    #: Whose it is, where it was stored by a caller who may not see everything.
+    owner: Mapped[str | None] = mapped_column(String(64))
 
 
 class Job(Table):
@@ -178,6 +249,36 @@ class Document(Table):
     number: Mapped[int] = mapped_column(BigInteger, unique=True)
     created_at: Mapped[datetime]
     data: Mapped[dict[str, Any]]
+
+
+class ApiKey(Table):
+    """A caller's key. ``digest`` is the sha256 of its secret, which is stored nowhere. Revoked ones stay, so that a
+    server that once had keys is never open again."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64))
+    scopes: Mapped[list[Any]]
+    adapters: Mapped[list[Any]]
+    tenant: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class AuditEntry(Table):
+    """One change, written in the transaction that made it."""
+
+    __tablename__ = "audit"
+
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    time: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(String(96))
+    action: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(String(192))
+    detail: Mapped[dict[str, Any]]
 
 
 class Setting(Table):

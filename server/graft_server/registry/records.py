@@ -9,6 +9,8 @@ from typing import Any
 
 from graft_client.schemas.adapters import EvaluationSummary
 from graft_client.schemas.jobs import JobProgress, JobState
+from graft_client.schemas.lifecycle import AliasChange, GateReport
+from graft_client.schemas.routes import RouteChange, RouteSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,63 @@ class AdapterRecord:
     task: str
     created_at: datetime
     versions: tuple[VersionRecord, ...]
+    aliases: dict[str, int] = field(default_factory=dict)
+    """Version numbers by alias."""
 
     @property
     def latest(self) -> VersionRecord:
         return self.versions[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class AliasRecord:
+    """An alias as it is in place; ``revision`` is what a change of it is made from."""
+
+    adapter: str
+    name: str
+    version: VersionRecord
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class AliasEventRecord:
+    """One entry of an adapter's history; ``gate`` is what was measured for it."""
+
+    adapter: str
+    seq: int
+    alias: str
+    kind: AliasChange
+    version: int | None
+    previous: int | None
+    who: str
+    why: str
+    time: datetime
+    gate: GateReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRecord:
+    """A route with every version that it names, by ``name@N``."""
+
+    name: str
+    task: str
+    spec: RouteSpec
+    revision: int
+    updated_at: datetime
+    versions: dict[str, VersionRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteEventRecord:
+    """One entry of a route's history; ``spec`` is how the route was from then on."""
+
+    route: str
+    seq: int
+    kind: RouteChange
+    who: str
+    why: str
+    time: datetime
+    spec: RouteSpec | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +156,34 @@ class JobRecord:
     finished_at: datetime | None
     train_seconds: float | None
     train_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key, without its secret. ``digest`` is the secret's sha256 (hex)."""
+
+    id: str
+    name: str
+    digest: str = field(repr=False)
+    scopes: tuple[str, ...]
+    adapters: tuple[str, ...]
+    tenant: str | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    def valid(self, at: datetime) -> bool:
+        """Whether it opens anything at this moment."""
+        return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One change: who did what to what."""
+
+    seq: int
+    time: datetime
+    actor: str
+    action: str
+    target: str
+    detail: dict[str, Any]

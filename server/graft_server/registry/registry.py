@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,26 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
-from graft_server.registry import adapters, datasets, jobs
+from graft_server.registry import adapters, audit, datasets, jobs, keys
+from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import Database
 from graft_server.registry.documents import Documents
 from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
 from graft_server.registry.files import StoredFiles
 from graft_server.registry.jobs import EventKind
-from graft_server.registry.models import Adapter, Artefact, Dataset, Job, Setting, Version
-from graft_server.registry.records import AdapterRecord, DatasetRecord, JobRecord, Lineage, VersionRecord
+from graft_server.registry.models import Adapter, Artefact, Dataset, Job, RouteRow, Setting, Version
+from graft_server.registry.records import (
+    AdapterRecord,
+    AuditRecord,
+    DatasetRecord,
+    JobRecord,
+    KeyRecord,
+    Lineage,
+    RouteRecord,
+    VersionRecord,
+)
+from graft_server.registry.routes import Routes, refuse_routed, route_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +58,8 @@ class Registry:
         #: What callers have the server keep.
         self.documents = Documents(database)
         self.files = StoredFiles(store.root / "files", self.documents)
+        self.aliases = Aliases(database, store)
+        self.routes = Routes(database, store)
 
     @classmethod
     def open(cls, data_dir: Path, url: str | None = None) -> Registry:
@@ -101,8 +115,8 @@ class Registry:
         Raises:
             InvalidNameError: no adapter can be called so.
             UnknownError: there is no such job.
-            ConflictError: the adapter belongs to another task, the job is not at work, or what it published
-                was deleted.
+            ConflictError: the adapter belongs to another task, a route has its name, the job is not at work, or what
+                it published was deleted.
             RefusedArtefactError: the folder holds what is not stored.
             StorageFullError: no space is left; nothing was changed.
         """
@@ -121,6 +135,8 @@ class Registry:
             if job_id is not None and (published := self._published_by(session, job_id)):
                 return published
             adapters.check_task(session, name, lineage.task)
+            if session.get(RouteRow, name) is not None:
+                raise ConflictError(f"{name!r} is a route; an adapter needs a name of its own")
             version = adapters.add_version(session, name, staged, lineage)
             if job_id is not None:
                 job = jobs.find(session, job_id, lock=True)
@@ -151,22 +167,63 @@ class Registry:
         with self._database.read() as session:
             return [adapters.adapter_record(row, self._store) for row in adapters.list_adapters(session, task)]
 
-    def version(self, name: str, number: int | None = None) -> VersionRecord:
-        """A version of an adapter, the latest without a number.
+    def version(self, name: str, which: int | str | None = None) -> VersionRecord:
+        """A version of an adapter by number or alias, the latest without either.
 
         Raises:
             UnknownError: there is none.
         """
         with self._database.read() as session:
-            return adapters.version_record(adapters.find_version(session, name, number), self._store)
+            return adapters.version_record(adapters.find_version(session, name, which), self._store)
 
     def resolve(self, ref: str) -> VersionRecord:
-        """The version that ``name`` (the latest) or ``name@3`` stands for.
+        """The version that ``name`` (the latest), ``name@3`` or ``name@production`` stands for.
 
         Raises:
             UnknownError: there is none.
         """
         return self.version(*adapters.parse_ref(ref))
+
+    def target(self, ref: str) -> VersionRecord | RouteRecord:
+        """What a request names: a version, as ``resolve`` takes it, or a route.
+
+        Raises:
+            UnknownError: there is neither.
+        """
+        name, which = adapters.parse_ref(ref)
+        with self._database.read() as session:
+            version = adapters.seek_version(session, name, which)
+            if version is not None:
+                return adapters.version_record(version, self._store)
+            row = session.get(RouteRow, name) if which is None else None
+            if row is not None:
+                return route_record(session, row, self._store)
+            return adapters.version_record(adapters.find_version(session, name, which), self._store)
+
+    def preferred(self, name: str, alias: str) -> VersionRecord:
+        """What an alias of an adapter stands for, or the latest version where it stands for nothing.
+
+        Raises:
+            UnknownError: there is no such adapter.
+        """
+        with self._database.read() as session:
+            version = adapters.seek_version(session, name, alias) or adapters.find_version(session, name, None)
+            return adapters.version_record(version, self._store)
+
+    def newest_engine_id(self) -> int:
+        """The number of the version published last of all that are left; 0 where there is none."""
+        with self._database.read() as session:
+            return session.scalar(select(func.max(Version.engine_id))) or 0
+
+    def trained_after(self, engine_id: int) -> list[VersionRecord]:
+        """The versions with a dataset that were published after one, in that order."""
+        with self._database.read() as session:
+            return [adapters.version_record(row, self._store) for row in adapters.list_trained(session, engine_id)]
+
+    def adapter_names(self) -> set[str]:
+        """The names of all adapters."""
+        with self._database.read() as session:
+            return set(session.scalars(select(Adapter.name)))
 
     def latest_for_task(self, task: str) -> VersionRecord | None:
         """The version of a task that was published last."""
@@ -214,21 +271,29 @@ class Registry:
 
         Raises:
             UnknownError: there is none.
+            ConflictError: an alias stands for one of its versions, or a route needs it.
         """
         with self._store.lock():
             with self._database.write() as session:
-                free = adapters.remove_adapter(session, adapters.find_adapter(session, name))
+                adapter = adapters.find_adapter(session, name)
+                refuse_routed(session, adapter.versions)
+                free = adapters.remove_adapter(session, adapter)
             self._remove_artefacts(free)
 
-    def delete_version(self, name: str, number: int) -> None:
+    def delete_version(self, name: str, number: int, *, unless_pinned: bool = False) -> None:
         """Delete a version with its files, and the adapter with its last version. The number is not used again.
 
         Raises:
             UnknownError: there is none.
+            ConflictError: an alias stands for it, a route needs it, or it is pinned and ``unless_pinned``.
         """
         with self._store.lock():
             with self._database.write() as session:
-                free = adapters.remove_version(session, adapters.find_version(session, name, number))
+                version = adapters.find_version(session, name, number)
+                if unless_pinned and version.pinned:
+                    raise ConflictError(f"{name}@{number} is pinned")
+                refuse_routed(session, [version])
+                free = adapters.remove_version(session, version)
             self._remove_artefacts(free)
 
     def _remove_artefacts(self, digests: list[str]) -> None:
@@ -412,6 +477,57 @@ class Registry:
     def _job(self, identity: str) -> Iterator[tuple[Session, Job]]:
         with self._database.write() as session:
             yield session, jobs.find(session, identity, lock=True)
+
+    # Keys and the log of changes
+
+    def create_key(
+        self,
+        name: str,
+        scopes: Sequence[str],
+        *,
+        adapters: Sequence[str] = (),
+        tenant: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> tuple[KeyRecord, str]:
+        """Make a key; returns its record, and the key itself, which can't be had again.
+
+        Raises:
+            ConflictError: there is no key yet, and this one could make no others.
+        """
+        with self._database.write() as session:
+            row, secret = keys.create(session, name, scopes, adapters=adapters, tenant=tenant, expires_at=expires_at)
+            return keys.record(row), secret
+
+    def key(self, id: str) -> KeyRecord | None:  # noqa: A002
+        """A key by the id that it begins with."""
+        with self._database.read() as session:
+            row = keys.get(session, id)
+            return None if row is None else keys.record(row)
+
+    def keys(self) -> list[KeyRecord]:
+        """Every key, the oldest first, revoked ones included."""
+        with self._database.read() as session:
+            return [keys.record(row) for row in keys.list_all(session)]
+
+    def has_keys(self) -> bool:
+        """Whether there ever was a key."""
+        with self._database.read() as session:
+            return keys.any_exist(session)
+
+    def revoke_key(self, id: str) -> KeyRecord:  # noqa: A002
+        """End a key. One that is revoked already is left as it is.
+
+        Raises:
+            UnknownError: there is none.
+            ConflictError: it is the last that can make others.
+        """
+        with self._database.write() as session:
+            return keys.record(keys.revoke(session, id))
+
+    def audit(self, *, target: str | None = None, before: int | None = None, limit: int = 100) -> list[AuditRecord]:
+        """The newest changes first; of one target, and before an entry."""
+        with self._database.read() as session:
+            return [audit.record(row) for row in audit.entries(session, target, before, limit)]
 
     # Everything else
 

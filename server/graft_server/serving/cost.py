@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from graft_plugins.task import Generate, Score
 from graft_server.serving.pipeline import Plan
 
@@ -17,11 +19,15 @@ def estimated_tokens(plan: Plan, context_length: int) -> int:
     is what the caller reserves, and how long the answer really becomes is known too late. No prompt with its answer is
     longer than the context, whatever was asked for.
     """
-    texts = [plan.prompt.text or "", *(message.content for message in plan.prompt.messages)]
-    prompt = sum(len(text.encode()) for text in texts) // _BYTES
+    prompt = text_tokens([plan.prompt.text or "", *(message.content for message in plan.prompt.messages)])
     match plan.decoding:
         case Score(candidates=candidates):
             # A candidate is computed behind the prompt, which is computed once.
             return prompt + sum(1 + len(text.encode()) // _BYTES for text in candidates)
         case Generate(sampling=sampling):
             return min(prompt + sampling.max_tokens, context_length)
+
+
+def text_tokens(texts: Iterable[str]) -> int:
+    """Tokens of all these texts together."""
+    return sum(len(text.encode()) for text in texts) // _BYTES

@@ -11,7 +11,7 @@ import logging
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -29,12 +29,21 @@ _CONVERSATION = Sampling(max_tokens=512)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the engine is asked for one request. ``request`` is ``None`` where the prompt is the caller's own."""
+    """What the engine is asked for one request. ``request`` is ``None`` where the prompt is the caller's own;
+    ``overrides`` are the fields of ``Sampling`` that the caller asked for."""
 
     route: Route
     request: BaseModel | None
     prompt: Prompt
     decoding: Generate | Score
+    overrides: Mapping[str, Any] | None = None
+    #: Where the request went when the route's version could not be loaded.
+    rerouted: list[Route] = field(default_factory=list)
+
+    @property
+    def answering(self) -> Route:
+        """Where the answer comes from, once it has begun."""
+        return self.rerouted[-1] if self.rerouted else self.route
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,19 @@ def plan_typed(route: Route, request: BaseModel, *, sampling: Mapping[str, Any] 
     with _guard(route.task, "building the prompt"):
         prompt = route.task.prompt(request, route.state)
         decoding = route.task.decoding(request, route.state)
-    return Plan(route, request, prompt, _override(decoding, sampling))
+    return Plan(route, request, prompt, _override(decoding, sampling), sampling)
+
+
+def replanned(plan: Plan, route: Route) -> Plan:
+    """The same request for another adapter of its task, with the prompt and the decoding that its state asks for."""
+    if plan.request is None:
+        return replace(plan, route=route)
+    other = plan_typed(route, plan.request, sampling=plan.overrides)
+    if isinstance(plan.decoding, Score) or isinstance(other.decoding, Score):
+        return other
+    # Of several answers to one request, each has a seed of its own.
+    seeded = other.decoding.sampling.model_copy(update={"seed": plan.decoding.sampling.seed})
+    return replace(other, decoding=other.decoding.model_copy(update={"sampling": seeded}))
 
 
 def plan_messages(route: Route, messages: Sequence[Message], *, sampling: Mapping[str, Any] | None = None) -> Plan:
@@ -90,6 +111,19 @@ def plan_messages(route: Route, messages: Sequence[Message], *, sampling: Mappin
 def plan_verbatim(route: Route, text: str, *, sampling: Mapping[str, Any] | None = None) -> Plan:
     """The plan for a prompt that is the caller's own text, without template or task."""
     return Plan(route, None, Prompt(text=text), _override(Generate(), sampling))
+
+
+def texts_in(document: Any) -> str:
+    """All texts in a request's document, for a router that does not know its task."""
+    match document:
+        case str():
+            return document
+        case dict():
+            return "\n".join(filter(None, map(texts_in, document.values())))
+        case list():
+            return "\n".join(filter(None, map(texts_in, document)))
+        case _:
+            return ""
 
 
 def parse_output(plan: Plan, output: Output) -> Parsed:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from graft_client.schemas.common import Timings, Usage
 from graft_client.schemas.predict import PredictRequest, PredictResponse
 from graft_plugins.task import CandidateScore, Generate, Generation, Output, Score, Scores
+from graft_server.access.lease import guarded
+from graft_server.access.principal import current_lease
 from graft_server.admission.deadlines import DeadlineError, before
 from graft_server.admission.gate import FullError
 from graft_server.admission.turnstile import Turnstile
@@ -33,7 +35,9 @@ from graft_server.problems import ProblemError, as_problem
 from graft_server.routing.resolver import Resolver, Route
 from graft_server.serving import convert
 from graft_server.serving.cost import estimated_tokens
-from graft_server.serving.pipeline import Parsed, Plan, parse_output, plan_request
+from graft_server.serving.guards import FAULTS, Guards, Outcome, metric_of
+from graft_server.serving.pipeline import Parsed, Plan, parse_output, plan_request, replanned, texts_in
+from graft_server.serving.shadows import Shadows
 from graft_server.serving.traffic import Flight, Traffic
 
 log = logging.getLogger(__name__)
@@ -87,6 +91,7 @@ class Answer:
             finish_reason=self.finish_reason,
             usage=self.usage,
             timings=self.timings,
+            routing=self.route.choice,
         )
 
 
@@ -123,6 +128,8 @@ class Predictor:
         turnstile: Turnstile,
         observers: Observers,
         metrics: Metrics,
+        guards: Guards,
+        shadows: Shadows,
         timeout: float = 600.0,
     ) -> None:
         self._timeout = timeout
@@ -131,6 +138,8 @@ class Predictor:
         self._turnstile = turnstile
         self._metrics = metrics
         self._observers = observers
+        self._guards = guards
+        self._shadows = shadows
         #: Every request in progress, those that are not observed among them.
         self.traffic = Traffic()
 
@@ -161,8 +170,8 @@ class Predictor:
         """
 
         def plan() -> Plan:
-            text = request.text if request.text is not None else str(request.input)
-            route = self._resolver.resolve(request.adapter, request.task, text)
+            text = request.text if request.text is not None else texts_in(request.input)
+            route = self._resolver.resolve(request.adapter, request.task, text, key=request.key)
             sampling = request.sampling.model_dump(exclude_none=True)
             if request.sampling.stop is not None:
                 sampling["stop"] = tuple(request.sampling.stop)
@@ -198,7 +207,7 @@ class Predictor:
                     raise
         raise RuntimeError("a stream ended without an answer")
 
-    async def stream(
+    def stream(
         self,
         plan: Plan,
         terms: Terms,
@@ -208,18 +217,48 @@ class Predictor:
         tokens_per_delta: int = 1,
     ) -> AsyncGenerator[Piece | Answer]:
         """Pieces of text as they come, then the answer. Closing the iterator aborts the request, and so does the
-        deadline in its ``terms``.
+        deadline in its ``terms``. Where the route's version can't be loaded, its fallbacks answer, one after the other.
 
         ``source`` stands in for the route's version where that is not registered yet. Only ``observed`` requests
         are shown to plugins and counted. ``tokens_per_delta`` is how many tokens may come together.
 
         Raises:
-            ProblemError: whatever ended the request; nothing of another kind.
+            ProblemError: whatever ended the request, the end of its caller's key too; nothing of another kind.
         """
+        items = self._stream(plan, terms, source=source, observed=observed, tokens_per_delta=tokens_per_delta)
+        lease = current_lease.get()
+        return items if lease is None else guarded(items, lease)
+
+    async def _stream(
+        self, plan: Plan, terms: Terms, *, source: AdapterSource | None, observed: bool, tokens_per_delta: int
+    ) -> AsyncGenerator[Piece | Answer]:
+        for fallback in (*plan.route.fallback, None):
+            current = plan if not plan.rerouted else await asyncio.to_thread(replanned, plan, plan.rerouted[-1])
+            attempt = self._attempt(current, terms, source=source, observed=observed, tokens_per_delta=tokens_per_delta)
+            begun = False
+            try:
+                async with aclosing(attempt):
+                    async for item in attempt:
+                        begun = True
+                        if isinstance(item, Answer) and observed and plan.route.shadow is not None:
+                            self._shadows.copy(self, plan, item, plan.route.shadow)
+                        yield item
+                return
+            except ProblemError as error:
+                if begun or fallback is None or error.code != "adapter-unloadable":
+                    raise
+                log.warning("%s could not be loaded, %s answers: %s", current.route.ref, fallback.ref, error)
+                plan.rerouted.append(fallback)
+
+    async def _attempt(
+        self, plan: Plan, terms: Terms, *, source: AdapterSource | None, observed: bool, tokens_per_delta: int
+    ) -> AsyncGenerator[Piece | Answer]:
+        """See ``stream``; by the route's version alone."""
         started = time.monotonic()
         source = source or convert.adapter_source(plan.route.version)
         progress = _Progress(self.traffic.arrive(source.ref if source else "base", started))
         code: str | None = "aborted"
+        answer: Answer | None = None
         try:
             self._require_engine()
             cost = estimated_tokens(plan, self._engine.model.context_length)
@@ -238,10 +277,6 @@ class Predictor:
             answer = await self._finish(plan, started, progress)
             code = None
             yield answer
-        except FullError as error:
-            code = "overloaded"
-            self._metrics.rejected.inc()
-            raise ProblemError("overloaded", str(error), retry_after=error.retry_after) from error
         except DeadlineError as error:
             code = "deadline-exceeded"
             where = "before its turn came" if error.waiting else "before its answer was complete"
@@ -249,6 +284,8 @@ class Predictor:
             text = f"the request's {terms.timeout:g} s were over {where}; give it more time, {hint}"
             raise ProblemError(code, text) from error
         except Exception as error:
+            if isinstance(error, FullError):
+                self._metrics.rejected.inc()
             problem = as_problem(error)
             if problem is None:
                 code = "internal"
@@ -258,7 +295,9 @@ class Predictor:
         finally:
             self.traffic.leave(progress.flight)
             if observed:
-                self._observe(plan, progress, time.monotonic() - started, code)
+                ended = time.monotonic()
+                self._observe(plan, progress, ended - started, code)
+                self._watch(plan.route, answer, ended - started, ended, code)
 
     def _require_engine(self) -> None:
         match self._engine.state:
@@ -343,6 +382,14 @@ class Predictor:
             timings=Timings(queued=progress.queued, first_token=progress.first_token, total=time.monotonic() - started),
             tokens=progress.tokens,
         )
+
+    def _watch(self, route: Route, answer: Answer | None, seconds: float, now: float, code: str | None) -> None:
+        """Tell the guards how a request of a route with weights ended, unless the caller or the load ended it."""
+        if route.via is None or (code is not None and code not in FAULTS):
+            return
+        guard = route.via.spec.guard
+        metric = metric_of(answer.parsed.output, guard.metric) if answer is not None and guard is not None else None
+        self._guards.record(route.via, route.ref, Outcome(now, seconds, code is not None, metric))
 
     def _observe(self, plan: Plan, progress: _Progress, seconds: float, code: str | None) -> None:
         self._metrics.requests.observe(

@@ -70,6 +70,10 @@ class Traffic:
             if not self._running[flight.ref]:
                 del self._running[flight.ref]
 
+    def in_flight(self, ref: str) -> int:
+        """Requests for one version that are not over, those that wait among them."""
+        return self._running[ref] + sum(flight.ref == ref for flight in self._waiting)
+
     def loads(self, now: float) -> dict[str, Load]:
         """Everything that has requests or had tokens within the last ten seconds."""
         self._forget(now)

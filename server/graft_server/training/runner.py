@@ -22,7 +22,8 @@ from graft_plugins.manager import PluginHost
 from graft_server.base_model.source import BaseModel
 from graft_server.children import compute_environment
 from graft_server.config import Settings
-from graft_server.registry.errors import RegistryError
+from graft_server.registry.errors import RegistryError, UnavailableError
+from graft_server.registry.outages import Outlasting
 from graft_server.registry.records import JobRecord, Lineage, VersionRecord
 from graft_server.registry.registry import Registry
 from graft_server.training.files import write_whole
@@ -96,6 +97,8 @@ class JobRunner:
         self._stopping = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
         self._jobs: dict[str, _Run] = {}
+        #: A database that is away for a while stops no worker and fails no job.
+        self._ask = Outlasting(self._stopping)
 
     async def start(self) -> None:
         """Queue again what a dead server left, and begin to work through the queue."""
@@ -129,10 +132,13 @@ class JobRunner:
         while not self._stopping.is_set():
             self._woken.clear()
             while len(self._jobs) < self._settings.max_jobs and not self._stopping.is_set():
-                job = await asyncio.to_thread(self._registry.claim_job)
+                try:
+                    job = await self._ask(self._registry.claim_job)
+                except UnavailableError:
+                    break  # and the server is stopping
                 if job is None:
                     break
-                run = self._jobs[job.id] = _Run(self._registry, job)
+                run = self._jobs[job.id] = _Run(self._registry, job, self._ask)
                 run.task = asyncio.create_task(self._run(run), name=f"job-{job.id}")
             await self._woken.wait()
 
@@ -153,7 +159,7 @@ class JobRunner:
             log.exception("job %s failed", job.id)
             await self._end(job, JobState.failed, f"the job failed unexpectedly: {error}")
         else:
-            finished = await asyncio.to_thread(self._registry.job, job.id)
+            finished = await self._ask(self._registry.job, job.id)
             self._on_published(version)
             self._on_finished(finished)
         finally:
@@ -162,7 +168,7 @@ class JobRunner:
 
     async def _end(self, job: JobRecord, state: JobState, error: str | None = None) -> None:
         try:
-            ended = await asyncio.to_thread(self._registry.update_job, job.id, state=state, error=error)
+            ended = await self._ask(self._registry.update_job, job.id, state=state, error=error)
         except RegistryError:
             log.exception("job %s can't be set to %s", job.id, state)
             return
@@ -171,7 +177,7 @@ class JobRunner:
 
     async def _train(self, run: _Run) -> TrainingSummary:
         """Run the worker until it is done, again after a crash: it goes on from its last checkpoint."""
-        await asyncio.to_thread(self._write_spec, run.job)
+        await self._ask(self._write_spec, run.job)
         for start in range(1, _STARTS + 1):
             code = await run.work()
             if code == DONE and run.summary is not None:
@@ -221,7 +227,7 @@ class JobRunner:
         job = run.job
         if run.stopping:
             raise JobStopped
-        await asyncio.to_thread(self._registry.update_job, job.id, state=JobState.evaluating)
+        await self._ask(self._registry.update_job, job.id, state=JobState.evaluating)
         measuring = asyncio.ensure_future(
             self._evaluate(job, job.folder / RESULT_FOLDER, job.folder / HELD_OUT_FILE, run.evaluated)
         )
@@ -242,7 +248,7 @@ class JobRunner:
             run.evaluation = None
             await run.flush()
             # The evaluation counted its answers; what stays is how far the training came.
-            await asyncio.to_thread(self._registry.update_job, job.id, progress=_trained(run.progress, summary))
+            await self._ask(self._registry.update_job, job.id, progress=_trained(run.progress, summary))
         return evaluation
 
     async def _publish(self, job: JobRecord, summary: TrainingSummary, evaluation: EvaluationSummary) -> VersionRecord:
@@ -266,7 +272,7 @@ class JobRunner:
         )
         figures = {"train_seconds": summary.train_seconds, "train_tokens": summary.train_tokens}
         try:
-            return await asyncio.to_thread(
+            return await self._ask(
                 self._registry.publish,
                 job.adapter,
                 job.folder / RESULT_FOLDER,
@@ -297,7 +303,7 @@ def _trained(progress: JobProgress, summary: TrainingSummary) -> JobProgress:
 class _Run:
     """One job at work: its worker or its evaluation, and what is known of it."""
 
-    def __init__(self, registry: Registry, job: JobRecord) -> None:
+    def __init__(self, registry: Registry, job: JobRecord, ask: Outlasting) -> None:
         self.job = job
         self.task: asyncio.Task[None] | None = None
         self.evaluation: asyncio.Future[EvaluationSummary] | None = None
@@ -310,6 +316,7 @@ class _Run:
         self.summary: TrainingSummary | None = None
         self.error: str | None = None
         self._registry = registry
+        self._ask = ask
         self._process: asyncio.subprocess.Process | None = None
         self._noted = 0.0
         self._notes: set[asyncio.Task[None]] = set()
@@ -403,12 +410,12 @@ class _Run:
         """Put the figures into the job's record and its history."""
         self._noted = time.monotonic()
         progress: JobProgress = self.progress
-        await asyncio.to_thread(self._registry.update_job, self.job.id, progress=progress)
+        await self._ask(self._registry.update_job, self.job.id, progress=progress)
         await self.event("metrics", progress.model_dump(mode="json"))
 
     async def event(self, kind: EventKind, data: dict[str, Any]) -> None:
         """Append to the job's history."""
-        await asyncio.to_thread(self._registry.add_event, self.job.id, kind, data)
+        await self._ask(self._registry.add_event, self.job.id, kind, data)
 
     async def flush(self) -> None:
         """Wait until everything that was to be noted is."""

@@ -10,8 +10,8 @@ import torch
 from graft_server.base_model.folder import BaseModel, read_folder
 from graft_server.base_model.loading import load_meta_model, load_model
 from graft_server.bench.random_adapters import RandomLora, locate
+from graft_server.engine.adapter_files import read_grafts
 from graft_server.engine.base import AdapterSource
-from graft_server.engine.torch.adapter_files import read_grafts
 from support.adapter_files import read_adapter
 from support.adapters import methods
 from support.tiny_model import save_tiny_model
@@ -36,7 +36,7 @@ def adapter(base: BaseModel, tmp_path: Path) -> Path:
 
 def test_the_engine_reads_it(base: BaseModel, adapter: Path) -> None:
     source = AdapterSource("bench@1", 1, str(adapter), "lora", RANK)
-    grafts = read_grafts(source, methods(), load_meta_model(base), max_rank=RANK)
+    grafts = list(read_grafts(source, methods(), load_meta_model(base), max_rank=RANK))
     # Two layers of seven linear modules; the output layer is not among them.
     assert len({graft.module for graft in grafts}) == len(grafts) == 14
     assert all(graft.scaling == 1.0 and graft.a.shape[0] == RANK for graft in grafts)

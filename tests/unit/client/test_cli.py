@@ -188,7 +188,7 @@ def test_no_server_is_3_and_says_how_to_start_one(graft: Graft) -> None:
         (["query", "x", "a", "--input", "{}"], "not both"),
         (["query", "x", "--input", "[1]"], "must be a JSON object"),
         (["query", "x", "--input", "{"], "not JSON"),
-        (["adapters", "show", "x@latest"], "is not NAME or NAME@NUMBER"),
+        (["adapters", "show", "x@"], "is not NAME, NAME@NUMBER or NAME@ALIAS"),
     ],
 )
 def test_a_command_line_that_makes_no_sense_is_2(graft: Graft, command: list[str], told: str) -> None:
@@ -456,6 +456,34 @@ def test_register_refuses_a_folder_before_sending_it(server: LittleServer, graft
     assert bare.exit_code == 5
     assert "adapter_config.json: missing" in bare.stderr
     assert server.asked == []
+
+
+@pytest.mark.parametrize("prefix", ["", "x/"])
+def test_register_takes_an_archive_of_a_folder(server: LittleServer, graft: Graft, tmp_path: Path, prefix: str) -> None:
+    place = tmp_path / "x.zip"
+    with zipfile.ZipFile(place, "w") as writer:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            writer.writestr(prefix + name, name)
+    server.on("POST", "/api/adapters", document(samples.version(1), 201))
+    result = graft("adapters", "register", str(place), "--name", "x", "--task", "translation")
+    assert result.exit_code == 0, result.output
+    _, files = server.asked[0].form()
+    assert set(files) == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_register_refuses_an_archive_that_leaves_its_folder_or_is_cut(
+    server: LittleServer, graft: Graft, tmp_path: Path
+) -> None:
+    place = tmp_path / "x.zip"
+    with zipfile.ZipFile(place, "w") as writer:
+        writer.writestr("../adapter_config.json", "{}")
+    for content in (place.read_bytes(), place.read_bytes()[:20]):
+        place.write_bytes(content)
+        result = graft("adapters", "register", str(place), "--name", "x", "--task", "translation")
+        assert result.exit_code == 5
+        assert "no zip archive of an adapter folder" in result.stderr
+    assert server.asked == []
+    assert not (tmp_path / "adapter_config.json").exists()
 
 
 def archive(**files: bytes) -> Answer:

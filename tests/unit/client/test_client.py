@@ -16,6 +16,7 @@ import pytest
 from graft_client import AsyncClient, Client, calls
 from graft_client._call import Lines
 from graft_client.errors import (
+    AccessError,
     AnswerTimeoutError,
     BusyError,
     ConnectError,
@@ -405,3 +406,26 @@ def test_every_error_is_a_graft_error() -> None:
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert all(issubclass(kind, GraftError) for kind in kinds)
+
+
+def test_the_key_is_sent(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAFT_API_KEY", "graft_1_2")
+    with running(LittleServer()) as server:
+        server.on("GET", "/api/adapters", document([]))
+        ask(server.url, "adapters")
+        assert server.asked[-1].headers["authorization"] == "Bearer graft_1_2"
+
+
+def test_a_key_is_no_part_of_the_url() -> None:
+    with pytest.raises(UsageError, match="GRAFT_API_KEY") as caught:
+        Client("http://me:graft_1_secret@127.0.0.1:1")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_may_not(ask: Ask, status: int) -> None:
+    with running(LittleServer()) as server:
+        server.on("GET", "/api/adapters", problem(status, "a key is needed"))
+        with pytest.raises(AccessError, match="a key is needed"):
+            ask(server.url, "adapters")
+        assert len(server.asked) == 1  # another try would be refused as well

@@ -213,10 +213,10 @@ def test_candidates_share_their_prompt_and_so_do_scorings(base: BaseModel) -> No
 
 
 def embeddings(loop: Loop, *texts: str) -> list[list[float]]:
-    name = f"embed {len(loop.events.vectors)}"
+    name = f"embed {len(loop.events.embeddings)}"
     loop.engine.embed(name, texts)
     drain(loop.engine)
-    return loop.events.vectors[name]
+    return loop.events.embeddings[name].vectors
 
 
 def test_embeddings_are_the_mean_hidden_states_normalised(loop: Loop, base: BaseModel) -> None:
@@ -247,14 +247,15 @@ def test_embeddings_are_computed_in_batches_between_the_steps_of_answers(base: B
     while not loop.engine.idle:
         loop.engine.step()
         steps += 1
-        if "many" in loop.events.vectors and not embedded_after:
+        if "many" in loop.events.embeddings and not embedded_after:
             embedded_after = steps
     tokens = sum(len(loop.ids(text)) for text in texts)
     assert embedded_after == -(-tokens // 64)
+    assert loop.events.embeddings["many"].prompt_tokens == tokens
     assert max(loop.computed) <= 64
-    for vector, expected in zip(loop.events.vectors["many"], alone, strict=True):
+    for vector, expected in zip(loop.events.embeddings["many"].vectors, alone, strict=True):
         assert vector == pytest.approx(expected, abs=1e-4)
-    assert loop.events.vectors["few"][1] == pytest.approx(alone[1], abs=1e-4)
+    assert loop.events.embeddings["few"].vectors[1] == pytest.approx(alone[1], abs=1e-4)
     assert loop.events.text("beside") == answer
     assert loop.engine.runner.pool.used == 0
 
@@ -268,9 +269,9 @@ def test_texts_wait_for_blocks_and_an_aborted_call_gives_its_own_back(base: Base
     loop.engine.step()
     loop.engine.embed("waits", ("a" * 90,))
     loop.engine.step()
-    assert "waits" not in loop.events.vectors
+    assert "waits" not in loop.events.embeddings
     drain(loop.engine)
-    assert len(loop.events.vectors["waits"]) == 1
+    assert len(loop.events.embeddings["waits"].vectors) == 1
     loop.engine.embed("gone", ("b" * 90,))
     loop.engine.step()
     assert loop.engine.runner.pool.used == 6
@@ -284,5 +285,5 @@ def test_a_text_that_does_not_fit_fails_its_own_call_only(loop: Loop) -> None:
     loop.engine.embed("fine", ("short",))
     drain(loop.engine)
     assert loop.events.errors.pop("long").code == "prompt-too-long"
-    assert "long" not in loop.events.vectors
-    assert len(loop.events.vectors["fine"]) == 1
+    assert "long" not in loop.events.embeddings
+    assert len(loop.events.embeddings["fine"].vectors) == 1

@@ -8,9 +8,9 @@ import pytest
 
 from graft_server.engine.integrity import IntegrityError, require
 from graft_server.engine.process import RestChecks
+from graft_server.engine.slots import Slots
 from graft_server.engine.torch.block_pool import BlockPool, root
 from graft_server.engine.torch.host_cache import HostCache
-from graft_server.engine.torch.slots import Slots
 
 
 def used_pool() -> BlockPool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft_server.engine.base import AdapterLoadError, AdapterSource, EngineError
+from graft_server.engine.slots import Slots
 from graft_server.engine.torch.host_cache import HostCache
-from graft_server.engine.torch.slots import Slots
 
 pytestmark = pytest.mark.torch
 
@@ -32,11 +32,14 @@ class Weights:
 
 @dataclass
 class Disk:
-    """Reads are held back while ``held``; those of ``broken`` fail; ``begun`` is every read so far, in order."""
+    """Fetches are held back while ``held``; reads of ``broken`` fail; ``begun`` is every fetch so far, in order. A read
+    has ``pieces``, and each of them takes a second by ``now``."""
 
     sizes: dict[int, int] = field(default_factory=dict)
     broken: dict[int, Exception] = field(default_factory=dict)
     begun: list[int] = field(default_factory=list)
+    pieces: int = 1
+    now: float = 0.0
     _open: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -48,9 +51,17 @@ class Disk:
     def release(self) -> None:
         self._open.set()
 
-    def read(self, source: AdapterSource) -> Any:
+    def clock(self) -> float:
+        return self.now
+
+    def fetch(self, source: AdapterSource) -> None:
         self.begun.append(source.engine_id)
         assert self._open.wait(timeout=10)
+
+    def read(self, source: AdapterSource) -> Generator[None, None, Any]:
+        for _ in range(self.pieces):
+            self.now += 1.0
+            yield
         if source.engine_id in self.broken:
             raise self.broken[source.engine_id]
         return Weights(source.engine_id, self.sizes.get(source.engine_id, 10))
@@ -70,7 +81,13 @@ class Rig:
         self.failed: list[tuple[AdapterSource, EngineError]] = []
         self.used: set[int] = set()
         self.loader = AdapterLoader(
-            slots=self.slots, host=HostCache(budget), read=disk.read, place=self._place, displace=self.displaced.append
+            slots=self.slots,
+            host=HostCache(budget),
+            fetch=disk.fetch,
+            read=disk.read,
+            place=self._place,
+            displace=self.displaced.append,
+            clock=disk.clock,
         )
 
     def _place(self, engine_id: int, adapter: Any) -> None:
@@ -88,6 +105,22 @@ class Rig:
         while not condition():
             assert time.monotonic() < until
             self.poll()
+            time.sleep(0.0005)
+
+    def polls_until_placed(self, engine_id: int, *, step_seconds: float) -> int:
+        """How many steps of this length it takes from when the files are there."""
+        self.loader.poll(step_seconds=0.0)
+        self.until_fetched()
+        for polls in range(1, 1000):
+            self.loader.poll(step_seconds=step_seconds)
+            if engine_id in self.placed:
+                return polls
+        raise AssertionError("it was not placed")
+
+    def until_fetched(self) -> None:
+        until = time.monotonic() + 10
+        while self.loader._reading is None or not self.loader._reading.ready:
+            assert time.monotonic() < until
             time.sleep(0.0005)
 
     def at_rest(self) -> None:
@@ -195,25 +228,41 @@ def test_one_that_is_needed_stays_until_it_is_not(disk: Disk) -> None:
     assert rig.displaced == [1]
 
 
-def test_while_others_decode_only_what_a_request_waits_for_is_read_at_once(disk: Disk) -> None:
+def test_steps_become_longer_by_a_bounded_part(disk: Disk) -> None:
     rig = make(disk, slots=4)
-    disk.hold()
+    disk.pieces = 10
     rig.loader.want(source(1))
-    rig.poll()
-    time.sleep(0.05)
-    disk.release()
-    # Reading took a while, so what nobody waits for rests now, as long as there are steps.
-    rig.until(lambda: rig.placed == [1])
+    # A piece takes as long as a twelfth of this step.
+    assert rig.polls_until_placed(1, step_seconds=12.0) == pytest.approx(10, abs=1)
     rig.loader.want(source(2))
-    rig.loader.poll(decoding=True)
-    assert disk.begun == [1]
+    # A piece that takes longer than there was time for is made up for: the part is the same.
+    assert rig.polls_until_placed(2, step_seconds=3.0) == pytest.approx(40, abs=4)
+
+
+def test_what_a_request_waits_for_may_take_more_of_the_time(disk: Disk) -> None:
+    rig = make(disk, slots=4)
+    disk.pieces = 12
+    rig.loader.want(source(1), urgent=True)
+    assert rig.polls_until_placed(1, step_seconds=12.0) == pytest.approx(3, abs=1)
+    # And so does what stands in its way.
+    rig.loader.want(source(2))
+    rig.loader.poll(step_seconds=0.0)
     rig.loader.want(source(3), urgent=True)
-    rig.loader.poll(decoding=True)
-    until = time.monotonic() + 10
-    while 3 not in rig.placed and time.monotonic() < until:
-        rig.loader.poll(decoding=True)
-    assert disk.begun == [1, 3]
-    rig.until(lambda: 2 in rig.placed)
+    assert rig.polls_until_placed(2, step_seconds=12.0) == pytest.approx(3, abs=1)
+    assert rig.polls_until_placed(3, step_seconds=12.0) == pytest.approx(3, abs=1)
+
+
+def test_without_steps_a_look_at_the_messages_is_what_interrupts_it(disk: Disk) -> None:
+    rig = make(disk, slots=4)
+    disk.pieces = 3
+    rig.loader.want(source(1))
+    rig.loader.poll()
+    rig.until_fetched()
+    # Each piece is longer than a slice.
+    for _ in range(3):
+        assert rig.placed == []
+        rig.loader.poll()
+    rig.until(lambda: rig.placed == [1])
 
 
 def test_nobody_waits_any_more(disk: Disk) -> None:

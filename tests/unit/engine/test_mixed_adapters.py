@@ -22,9 +22,9 @@ from graft_server.engine.base import (
     ScoreRequest,
 )
 from graft_server.engine.torch.block_pool import BlockPool
-from support.adapters import greedy, methods, random_adapter
+from support.adapters import greedy, methods
+from support.plain_models import KINDS, PlainModels
 from support.recorder import Recorder, drain
-from support.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.torch
 
@@ -44,65 +44,28 @@ NEW_TOKENS = 12
 CANDIDATES = ("a", "Toy Story (1995)", "Toy")
 
 
-class Rig:
+class Rig(PlainModels):
     """A tiny model, adapters of each method in several rank buckets, and the expected answer of each to each prompt."""
 
     def __init__(self, folder: Path) -> None:
         import torch
 
-        from graft_server.base_model import resolve
-        from graft_server.base_model.loading import load_model, load_tokenizer
-
         torch.set_num_threads(2)
-        save_tiny_model(folder / "model")
-        self.base = resolve(str(folder / "model"), folder / "cache")
-        self.tokenizer = load_tokenizer(self.base)
-        kinds: list[tuple[str, dict[str, Any]]] = [
-            ("lora", {"r": 4}),
-            ("lora", {"r": 16, "target_modules": "q_proj,v_proj"}),
-            ("rslora", {"r": 8}),
-            ("dora", {"r": 4}),
-            ("bottleneck", {"r": 8}),
-            ("output-head", {"r": 16}),
-            ("dora", {"r": 24, "target_modules": "q_proj,down_proj"}),
-            ("bottleneck", {"r": 20}),
-        ]
-        self.adapters: list[AdapterSource | None] = [None]
-        models: list[Any] = [load_model(self.base, dtype="float32", device="cpu")]
-        for i, (method, options) in enumerate(kinds, start=1):
-            source, model = random_adapter(self.base, method, folder / f"a{i}", seed=i, engine_id=i, **options)
-            self.adapters.append(source)
-            models.append(model)
-        self.models = models
+        more = [("dora", {"r": 24, "target_modules": "q_proj,down_proj"}), ("bottleneck", {"r": 20})]
+        super().__init__(folder, [*KINDS, *more])
         self._expected: dict[tuple[int, int], str] = {}
         self._scores: dict[tuple[int, int], list[float]] = {}
 
-    def tokens(self, prompt: str) -> list[int]:
-        return list(self.tokenizer(prompt)["input_ids"])
-
     def expected(self, adapter: int, prompt: int) -> str:
         if (adapter, prompt) not in self._expected:
-            ids = greedy(self.models[adapter], self.tokens(PROMPTS[prompt]), NEW_TOKENS)
-            self._expected[adapter, prompt] = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+            self._expected[adapter, prompt] = self.answer(adapter, PROMPTS[prompt], NEW_TOKENS)
         return self._expected[adapter, prompt]
 
     def scores(self, adapter: int, prompt: int) -> list[float]:
         """Log-probabilities of ``CANDIDATES`` behind a prompt."""
         if (adapter, prompt) not in self._scores:
-            self._scores[adapter, prompt] = [self.score(adapter, prompt, candidate) for candidate in CANDIDATES]
+            self._scores[adapter, prompt] = [self.score(adapter, PROMPTS[prompt], one) for one in CANDIDATES]
         return self._scores[adapter, prompt]
-
-    def score(self, adapter: int, prompt: int, candidate: str, ending: str | None = None) -> float:
-        """The reference: prompt and candidate in one sequence through the plain model."""
-        import torch
-
-        from graft_server.base_model.prompt import encode_target
-
-        before, ids = self.tokens(PROMPTS[prompt]), encode_target(self.tokenizer, candidate, ending=ending)
-        with torch.inference_mode():
-            logits = self.models[adapter](input_ids=torch.tensor([before + ids]), use_cache=False).logits[0]
-        logprobs = torch.log_softmax(logits.float(), -1)[len(before) - 1 : -1]
-        return float(logprobs.gather(-1, torch.tensor(ids)[:, None]).sum())
 
     def engine(self, events: Recorder, **overrides: Any) -> Any:
         from graft_server.engine.messages import EngineConfig
@@ -271,7 +234,7 @@ def test_scores_equal_the_reference(rig: Rig, adapter: int, ending: str | None) 
     drain(engine)
     for candidate, scored in list(zip(candidates, events.scores["score"].scores, strict=True))[:8]:
         assert scored.tokens == len(encode_target(rig.tokenizer, candidate, ending=ending))
-        assert scored.logprob == pytest.approx(rig.score(adapter, 2, candidate, ending), rel=1e-4, abs=1e-3)
+        assert scored.logprob == pytest.approx(rig.score(adapter, PROMPTS[2], candidate, ending), rel=1e-4, abs=1e-3)
     assert events.text("beside") == rig.expected(0, 2)
     assert engine.runner.pool.used == 0
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft_server.engine.torch.slots import Slots
+from graft_server.engine.slots import Slots
 
 
 def test_the_least_recently_used_idle_adapter_leaves() -> None:

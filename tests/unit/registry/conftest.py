@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from graft_server.registry import Lineage, Registry
+from support.postgresql import PostgreSQL, postgresql
 
 MakeFolder = Callable[..., Path]
 
@@ -17,9 +18,25 @@ def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgreSQL]:
+    """One server for the whole run."""
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """Both databases; ``None`` is SQLite in the data folder."""
+    if request.param == "sqlite":
+        return None
+    server: PostgreSQL = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
 @pytest.fixture
-def registry(data_dir: Path) -> Iterator[Registry]:
-    opened = Registry.open(data_dir)
+def registry(data_dir: Path, database_url: str | None) -> Iterator[Registry]:
+    opened = Registry.open(data_dir, database_url)
     yield opened
     opened.close()
 

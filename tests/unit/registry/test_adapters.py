@@ -123,7 +123,8 @@ def test_an_unknown_name_comes_with_the_nearest(registry, make_folder, lineage):
         registry.resolve("de-strings@9")
     assert (caught.value.kind, caught.value.nearest) == ("version", "de-strings@1")
     with pytest.raises(UnknownError):
-        registry.resolve("de-strings@latest")
+        registry.resolve("de-strings@newest")
+    assert registry.resolve("de-strings@latest").ref == "de-strings@1"
 
 
 def test_an_adapter_belongs_to_one_task(registry, make_folder, lineage):
@@ -133,16 +134,16 @@ def test_an_adapter_belongs_to_one_task(registry, make_folder, lineage):
     assert registry.collect_garbage(dry_run=True) == []
 
 
-def test_settings_are_kept(registry, data_dir):
+def test_settings_are_kept(registry, data_dir, database_url):
     assert registry.get_setting("base") is None
     registry.set_setting("base", "1")
     registry.set_setting("base", "2")
-    reopened = type(registry).open(data_dir)
+    reopened = type(registry).open(data_dir, database_url)
     assert reopened.get_setting("base") == "2"
     reopened.close()
 
 
-def test_pins_are_kept_until_they_are_taken_off(registry, data_dir, make_folder, lineage):
+def test_pins_are_kept_until_they_are_taken_off(registry, data_dir, database_url, make_folder, lineage):
     first, second, other = (registry.publish(name, make_folder(name), lineage) for name in ("x", "x", "a"))
     assert not first.pinned
     assert registry.pin("a", 1) == dataclasses.replace(other, pinned=True)
@@ -152,7 +153,7 @@ def test_pins_are_kept_until_they_are_taken_off(registry, data_dir, make_folder,
         == registry.resolve("x")
         == dataclasses.replace(second, pinned=True)
     )
-    reopened = type(registry).open(data_dir)
+    reopened = type(registry).open(data_dir, database_url)
     assert [version.ref for version in reopened.pinned_versions()] == ["x@2", "a@1"]
     assert [version.pinned for version in reopened.adapter("x").versions] == [False, True]
     reopened.close()

@@ -85,7 +85,7 @@ def test_the_digest_depends_on_names_and_content_alone(registry, tmp_path, linea
     assert published[0].digest == published[1].digest != published[2].digest
 
 
-def test_opening_removes_what_a_killed_process_left(registry, data_dir, make_folder, lineage):
+def test_opening_removes_what_a_killed_process_left(registry, data_dir, database_url, make_folder, lineage):
     kept = registry.publish("x", make_folder(), lineage)
     orphans = [
         data_dir / "artefacts" / "ab" / ("ab" + "0" * 62),
@@ -99,7 +99,7 @@ def test_opening_removes_what_a_killed_process_left(registry, data_dir, make_fol
 
     assert sorted(registry.collect_garbage(dry_run=True)) == sorted(orphans)
     assert all(orphan.exists() for orphan in orphans)
-    Registry.open(data_dir).close()
+    Registry.open(data_dir, database_url).close()
 
     assert not any(orphan.exists() for orphan in orphans)
     registry.verify(kept)

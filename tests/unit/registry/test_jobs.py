@@ -109,14 +109,14 @@ def test_a_job_that_was_to_stop_is_not_stopped_after_it_was_resumed(registry, ne
     assert not registry.resume_job(job.id).cancel_requested
 
 
-def test_jobs_of_a_dead_server_are_queued_again(registry, data_dir, new_job):
+def test_jobs_of_a_dead_server_are_queued_again(registry, data_dir, database_url, new_job):
     running, stopping, waiting = new_job(), new_job(), new_job()
     registry.claim_job()
     registry.claim_job()
     registry.update_job(running.id, state=JobState.evaluating)
     registry.request_cancel(stopping.id)
 
-    restarted = Registry.open(data_dir)
+    restarted = Registry.open(data_dir, database_url)
     recovered = {job.id: job.state for job in restarted.recover_jobs()}
 
     assert recovered == {running.id: JobState.queued, stopping.id: JobState.cancelled}
@@ -177,7 +177,7 @@ import sys
 from pathlib import Path
 from graft_server.registry import Registry
 
-registry = Registry.open(Path(sys.argv[1]))
+registry = Registry.open(Path(sys.argv[1]), sys.argv[2] or None)
 print("ready", flush=True)
 sys.stdin.readline()
 while job := registry.claim_job():
@@ -185,10 +185,11 @@ while job := registry.claim_job():
 """
 
 
-def test_processes_that_claim_at_the_same_time_never_get_the_same_job(registry, data_dir, new_job):
+def test_processes_that_claim_at_the_same_time_never_get_the_same_job(registry, data_dir, database_url, new_job):
     created = {new_job().id for _ in range(30)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers = [subprocess.Popen([sys.executable, "-c", _CLAIM_ALL, str(data_dir)], **pipes) for _ in range(3)]
+    command = [sys.executable, "-c", _CLAIM_ALL, str(data_dir), database_url or ""]
+    workers = [subprocess.Popen(command, **pipes) for _ in range(3)]
     for worker in workers:
         assert worker.stdout.readline() == "ready\n"
     for worker in workers:

@@ -17,10 +17,12 @@ from sqlalchemy import create_engine
 from graft_server.registry import NewerDatabaseError, Registry, migrations
 from graft_server.registry.models import Table
 
+only_sqlite = pytest.mark.parametrize("database_url", [None], ids=["sqlite"])
 
-def test_the_migrations_lead_to_the_models(registry, data_dir):
-    engine = create_engine(f"sqlite:///{data_dir / 'registry.db'}")
-    with engine.connect() as connection:
+
+def test_the_migrations_lead_to_the_models(registry):
+    with registry._database.read() as session:
+        connection = session.connection()
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
 
 
@@ -60,6 +62,7 @@ def test_a_database_of_the_first_release_is_taken_over(data_dir, make_folder, li
     registry.close()
 
 
+@only_sqlite
 def test_a_newer_database_is_left_alone(registry, data_dir, make_folder, lineage):
     registry.publish("x", make_folder(), lineage)
     registry.close()
@@ -71,6 +74,7 @@ def test_a_newer_database_is_left_alone(registry, data_dir, make_folder, lineage
     assert len(list((data_dir / "artefacts").glob("*/*"))) == 1
 
 
+@only_sqlite
 def test_it_is_durable_and_readable_while_written(registry, data_dir):
     with registry._database.read() as session:
         pragmas = {
@@ -87,14 +91,17 @@ from graft_server.registry import Registry
 
 print("ready", flush=True)
 sys.stdin.readline()
-Registry.open(Path(sys.argv[1])).close()
+Registry.open(Path(sys.argv[1]), sys.argv[2] or None).close()
 print("open", flush=True)
 """
 
 
-def test_processes_that_create_the_database_at_the_same_time_agree(data_dir):
+def test_processes_that_create_the_database_at_the_same_time_agree(data_dir, tmp_path, database_url):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    openers = [subprocess.Popen([sys.executable, "-c", _OPEN, str(data_dir)], **pipes) for _ in range(3)]
+    # On PostgreSQL each is a server with a data folder of its own, so that nothing but the database holds them apart.
+    folders = [data_dir if database_url is None else tmp_path / f"data-{number}" for number in range(3)]
+    commands = [[sys.executable, "-c", _OPEN, str(folder), database_url or ""] for folder in folders]
+    openers = [subprocess.Popen(command, **pipes) for command in commands]
     for opener in openers:
         assert opener.stdout.readline() == "ready\n"
     for opener in openers:

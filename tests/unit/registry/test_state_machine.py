@@ -5,36 +5,59 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from graft_client.schemas.jobs import JobState
+from graft_client.schemas.routes import RouteSpec
 from graft_server.registry import ConflictError, Lineage, Registry, UnknownError
+from support.postgresql import PostgreSQL
 
 TASKS = {"a": "translation", "b": "translation", "c": "chat"}
 WORKING = (JobState.running, JobState.evaluating)
 names = st.sampled_from(sorted(TASKS))
 contents = st.sampled_from(["1", "2", "3"])
+aliases = st.sampled_from(["production", "staging"])
 
 
 class RegistryMachine(RuleBasedStateMachine):
     datasets = Bundle("datasets")
     jobs = Bundle("jobs")
+    #: The URL of an empty database; ``None`` is SQLite in the data folder.
+    new_database: Callable[[], str | None] = staticmethod(lambda: None)
 
     def __init__(self) -> None:
         super().__init__()
         self.root = Path(tempfile.mkdtemp())
-        self.registry = Registry.open(self.root / "data")
+        self.url = self.new_database()
+        self.registry = Registry.open(self.root / "data", self.url)
         self.versions: dict[str, tuple[int, str]] = {}
         self.pinned: set[str] = set()
+        #: What an alias stood for, one after the other, the present last.
+        self.places: dict[tuple[str, str], list[int]] = {}
+        self.moves: dict[str, int] = {}
+        #: What each route leads to.
+        self.routes: dict[str, tuple[str, ...]] = {}
+        self.revisions: dict[str, int] = {}
         self.used_engine_ids: set[int] = set()
         self.used_refs: set[str] = set()
         self.states: dict[str, JobState] = {}
         self.queue: list[str] = []
-        self.places: dict[str, int] = {}
+        self.turns: dict[str, int] = {}
         self.next_place = itertools.count()
         self.live_datasets: dict[str, str] = {}
         self.dataset_of: dict[str, str] = {}
@@ -71,7 +94,12 @@ class RegistryMachine(RuleBasedStateMachine):
     def delete_version(self, data) -> None:
         ref = data.draw(st.sampled_from(sorted(self.versions)))
         name, _, number = ref.partition("@")
-        self.registry.delete_version(name, int(number))
+        try:
+            self.registry.delete_version(name, int(number))
+        except ConflictError:
+            assert ref in self.aliased() | self.routed()
+            return
+        assert ref not in self.aliased() | self.routed()
         del self.versions[ref]
         self.pinned.discard(ref)
 
@@ -79,7 +107,12 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def delete_adapter(self, data) -> None:
         name = data.draw(st.sampled_from(sorted({ref.partition("@")[0] for ref in self.versions})))
-        self.registry.delete_adapter(name)
+        try:
+            self.registry.delete_adapter(name)
+        except ConflictError:
+            assert any(ref.startswith(f"{name}@") for ref in self.aliased() | self.routed())
+            return
+        assert not any(ref.startswith(f"{name}@") for ref in self.aliased() | self.routed())
         self.versions = {ref: kept for ref, kept in self.versions.items() if not ref.startswith(f"{name}@")}
         self.pinned &= self.versions.keys()
 
@@ -91,6 +124,92 @@ class RegistryMachine(RuleBasedStateMachine):
         change = self.registry.pin if pinned else self.registry.unpin
         assert change(name, int(number)).pinned is pinned
         self.pinned = self.pinned | {ref} if pinned else self.pinned - {ref}
+
+    def routed(self) -> set[str]:
+        return {ref for refs in self.routes.values() for ref in refs}
+
+    @precondition(lambda self: self.versions)
+    @rule(data=st.data(), name=st.sampled_from(["r", "s"]), stale=st.booleans())
+    def set_route(self, data, name: str, stale: bool) -> None:
+        refs = data.draw(st.lists(st.sampled_from(sorted(self.versions)), min_size=1, max_size=2, unique=True))
+        spec = RouteSpec.model_validate({"targets": [{"ref": ref, "weight": 100 / len(refs)} for ref in refs]})
+        seen = self.revisions.get(name, 0)
+        one_task = len({TASKS[ref.partition("@")[0]] for ref in refs}) == 1
+        try:
+            made = self.registry.routes.set(name, spec, who="ada", revision=seen + stale)
+        except ConflictError:
+            assert stale or not one_task
+            return
+        assert one_task
+        assert not stale
+        assert made.revision == seen + 1
+        self.routes[name] = tuple(refs)
+        self.revisions[name] = seen + 1
+
+    @precondition(lambda self: self.routes)
+    @rule(data=st.data())
+    def trip(self, data) -> None:
+        name = data.draw(st.sampled_from(sorted(self.routes)))
+        if len(self.routes[name]) < 2:
+            return
+        heaviest, canary = self.routes[name]
+        tripped = self.registry.routes.trip(name, canary, revision=self.revisions[name], why="failed")
+        assert {target.ref: target.weight for target in tripped.spec.targets} == {heaviest: 100, canary: 0}
+        self.revisions[name] += 1
+
+    @precondition(lambda self: self.routes)
+    @rule(data=st.data())
+    def delete_route(self, data) -> None:
+        name = data.draw(st.sampled_from(sorted(self.routes)))
+        self.registry.routes.delete(name, who="ada")
+        del self.routes[name], self.revisions[name]
+
+    def aliased(self) -> set[str]:
+        return {f"{name}@{places[-1]}" for (name, _), places in self.places.items()}
+
+    @precondition(lambda self: self.versions)
+    @rule(data=st.data(), alias=aliases, stale=st.booleans())
+    def promote(self, data, alias: str, stale: bool) -> None:
+        ref = data.draw(st.sampled_from(sorted(self.versions)))
+        name, number = ref.partition("@")[0], int(ref.partition("@")[2])
+        seen = self.registry.aliases.get(name, alias)
+        places = self.places.get((name, alias), [])
+        assert (seen.version.version if seen else None) == (places[-1] if places else None)
+        if stale:
+            # As if somebody else had moved it in the meantime.
+            seen = replace(seen, revision=seen.revision - 1) if seen else None
+        try:
+            self.registry.aliases.promote(name, alias, number, seen=seen, who="ada")
+        except ConflictError:
+            assert places
+            assert stale or places[-1] == number
+            return
+        assert not (stale and places)
+        self.places[(name, alias)] = [*places, number]
+        self.moves[name] = self.moves.get(name, 0) + 1
+
+    @precondition(lambda self: self.versions)
+    @rule(name=names, alias=aliases)
+    def rollback(self, name: str, alias: str) -> None:
+        places = self.places.get((name, alias), [])
+        earlier = [number for number in places[:-1] if f"{name}@{number}" in self.versions and number != places[-1]]
+        try:
+            event = self.registry.aliases.rollback(name, alias, who="bo")
+        except (ConflictError, UnknownError):
+            assert not earlier
+            return
+        assert event.version == earlier[-1]
+        while places[-1] != event.version:
+            places.pop()
+        self.moves[name] += 1
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.places)
+    def remove_alias(self, data) -> None:
+        name, alias = data.draw(st.sampled_from(sorted(self.places)))
+        self.registry.aliases.remove(name, alias, who="ada")
+        del self.places[(name, alias)]
+        self.moves[name] += 1
 
     @rule(target=datasets, task=st.sampled_from(sorted(set(TASKS.values()))), content=contents)
     def add_dataset(self, task: str, content: str):
@@ -163,7 +282,7 @@ class RegistryMachine(RuleBasedStateMachine):
             self.queue.remove(job)
         if target_state is JobState.queued and before is not JobState.queued:
             # It waits where it waited before.
-            self.queue = sorted([*self.queue, job], key=self.places.__getitem__)
+            self.queue = sorted([*self.queue, job], key=self.turns.__getitem__)
 
     @rule(job=jobs)
     def resume(self, job: str) -> None:
@@ -180,18 +299,18 @@ class RegistryMachine(RuleBasedStateMachine):
             self.enqueue(job)
 
     def enqueue(self, job: str) -> None:
-        self.places[job] = next(self.next_place)
+        self.turns[job] = next(self.next_place)
         self.queue.append(job)
 
     @rule(crashed=st.booleans())
     def reopen(self, crashed: bool) -> None:
         self.registry.close()
-        self.registry = Registry.open(self.root / "data")
+        self.registry = Registry.open(self.root / "data", self.url)
         if crashed:
             self.registry.recover_jobs()
             lost = [job for job, state in self.states.items() if state in WORKING]
             self.states |= dict.fromkeys(lost, JobState.queued)
-            self.queue = sorted([*self.queue, *lost], key=self.places.__getitem__)
+            self.queue = sorted([*self.queue, *lost], key=self.turns.__getitem__)
 
     @invariant()
     def nothing_is_lost_and_nothing_is_left(self) -> None:
@@ -202,6 +321,18 @@ class RegistryMachine(RuleBasedStateMachine):
             assert version.pinned is (ref in self.pinned)
             self.registry.verify(version)
             assert (version.path / "adapter_model.safetensors").read_text() == self.versions[ref][1]
+        for (name, alias), places in self.places.items():
+            assert self.registry.resolve(f"{name}@{alias}").version == places[-1]
+        in_place = {(record.name, alias) for record in self.registry.adapters() for alias in record.aliases}
+        assert in_place == self.places.keys()
+        assert {route.name: tuple(t.ref for t in route.spec.targets) for route in self.registry.routes.all()} == (
+            self.routes
+        )
+        for name in self.routes:
+            assert self.registry.routes.get(name).revision == self.revisions[name]
+            assert set(self.registry.routes.get(name).versions) == set(self.routes[name])
+        for name, moves in self.moves.items():
+            assert [event.seq for event in self.registry.aliases.history(name)] == list(range(moves, 0, -1))
         on_disk = {folder.name for folder in (self.root / "data" / "artefacts").glob("*/*")}
         assert on_disk == {version.digest for version in found.values()}
         assert self.registry.collect_garbage(dry_run=True) == []
@@ -209,7 +340,15 @@ class RegistryMachine(RuleBasedStateMachine):
         assert {dataset.id for dataset in self.registry.datasets()} == set(self.live_datasets)
 
 
-TestRegistry = RegistryMachine.TestCase
-TestRegistry.settings = settings(
-    max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-)
+_SETTINGS = settings(max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def test_sqlite() -> None:
+    run_state_machine_as_test(RegistryMachine, settings=_SETTINGS)
+
+
+def test_postgresql(postgres: PostgreSQL) -> None:
+    class OnPostgreSQL(RegistryMachine):
+        new_database = staticmethod(postgres.new_database)
+
+    run_state_machine_as_test(OnPostgreSQL, settings=settings(_SETTINGS, max_examples=5))

@@ -98,7 +98,7 @@ async def test_the_base_model_answers_by_either_name(client: httpx.AsyncClient, 
     [
         ({"adapter": "dee", "text": "x"}, "unknown-adapter", "de"),
         ({"adapter": "de@7", "text": "x"}, "unknown-version", "de@1"),
-        ({"adapter": "de@latest", "text": "x"}, "unknown-version", None),
+        ({"adapter": "de@newest", "text": "x"}, "unknown-version", "de@1"),
         ({"task": "translatoin", "text": "x"}, "unknown-task", "translation"),
         ({"adapter": "base", "task": "zzz", "text": "x"}, "unknown-task", None),
     ],

@@ -25,6 +25,7 @@ from graft_server.training.options import resolve_options
 from graft_server.training.runner import JobRunner
 from graft_server.training.spec import DONE, FAILED, RESULT_FOLDER, STOPPED
 from support.adapter_files import read_adapter
+from support.postgresql import postgresql
 
 pytestmark = pytest.mark.torch
 
@@ -198,6 +199,38 @@ async def test_a_cancelled_job_keeps_its_checkpoint_and_resumes(jobs: Jobs, runn
     finished = await jobs.over()
     assert finished.state is JobState.succeeded
     assert (finished.progress.phase, finished.progress.step, finished.progress.total_steps) == ("training", step, step)
+
+
+async def test_a_database_that_goes_away_and_comes_back_costs_no_job(
+    host: PluginHost, base: BaseModel, tmp_path: Path
+) -> None:
+    with postgresql() as server:
+        registry = Registry.open(tmp_path / "data", server.new_database())
+        jobs = Jobs(registry, host, base, tmp_path / "data")
+        runner = jobs.runner()
+        await runner.start()
+        job = jobs.submit(epochs=40, checkpoint_every=10)
+        runner.wake()
+        await jobs.heard(job, "metrics", lambda data: data["step"] >= 1)
+        before = worker().pid
+        await asyncio.to_thread(server.stop)
+        # Somebody looks at the queue meanwhile, as the arrival of a job does.
+        runner.wake()
+        await asyncio.sleep(3)
+        assert worker().pid == before
+        await asyncio.to_thread(server.start)
+        finished = await jobs.over()
+        assert (finished.state, finished.version, finished.attempts) == (JobState.succeeded, "de@1", 1)
+        # The queue goes on too.
+        after = jobs.submit(adapter="de2", max_steps=2)
+        runner.wake()
+        assert (await jobs.over()).id == after.id
+        # And a server that is stopped in an outage does not wait for its end.
+        await asyncio.to_thread(server.stop)
+        runner.wake()
+        await asyncio.wait_for(runner.stop(), timeout=30)
+        registry.close()
+        await asyncio.to_thread(server.start)
 
 
 async def test_a_stopped_server_queues_its_job_again(jobs: Jobs) -> None:

@@ -35,22 +35,22 @@ async def chat_completions(
     include_usage = wants_usage(body)
     sampling = sampling_of(body)
     messages = messages_of(body.messages)
-    plan = await asyncio.to_thread(_plan, services, body.model, messages, sampling)
+    plan = await asyncio.to_thread(_plan, services, body.model, messages, sampling, body.user)
     plans = choices(plan, body.n or 1)
-    headers = route_headers(plan.route)
-    head = {
+    head: dict[str, Any] = {
         "id": f"chatcmpl-{time.time_ns():x}",
         "created": int(time.time()),
-        "model": plan.route.ref,
         "system_fingerprint": services.system_fingerprint,
     }
     if body.stream:
         items = await begin(request, stream_all(services.predictor, plans, terms))
+        head["model"] = plan.answering.ref
         chunks = _chunks(items, head, len(plans), bool(body.logprobs), include_usage)
-        return StreamResponse(chunks, media_type=EVENTS, headers=headers)
+        return StreamResponse(chunks, media_type=EVENTS, headers=route_headers(plan.answering))
     answers = await until_disconnect(request, answer_all(services.predictor, plans, terms))
     document = {
         **head,
+        "model": plan.answering.ref,
         "object": "chat.completion",
         "choices": [
             {
@@ -63,12 +63,16 @@ async def chat_completions(
         ],
         "usage": usage_of([answer.usage for answer in answers], len(plans)).model_dump(),
     }
-    return JSONResponse(document, headers=headers)
+    return JSONResponse(document, headers=route_headers(plan.answering))
 
 
-def _plan(services: Services, model: str, messages: Sequence[Message], sampling: dict[str, Any]) -> Plan:
-    last = next((message.content for message in reversed(messages) if message.role == "user"), "")
-    route = services.resolver.resolve(model, None, last)
+def _plan(
+    services: Services, model: str, messages: Sequence[Message], sampling: dict[str, Any], key: str | None
+) -> Plan:
+    # What the conversation is for often stands in the system message alone ("Translate from English to German.").
+    last = next((message for message in reversed(messages) if message.role == "user"), None)
+    told = [message.content for message in messages if message.role == "system" or message is last]
+    route = services.resolver.resolve(model, None, "\n".join(told), key=key)
     return plan_messages(route, messages, sampling=sampling)
 
 

@@ -40,25 +40,24 @@ async def completions(body: CompletionRequest, request: Request, services: Servi
     if not prompts:
         raise ProblemError("invalid-request", "`prompt` holds no text", param="prompt")
     n = body.n or 1
-    planned = await asyncio.to_thread(_plan, services, body.model, prompts, sampling)
+    planned = await asyncio.to_thread(_plan, services, body.model, prompts, sampling, body.user)
     plans = [each for plan in planned for each in choices(plan, n)]
-    route = plans[0].route
-    headers = route_headers(route)
-    head = {
+    head: dict[str, Any] = {
         "id": f"cmpl-{time.time_ns():x}",
         "object": "text_completion",
         "created": int(time.time()),
-        "model": route.ref,
         "system_fingerprint": services.system_fingerprint,
     }
     wants_logprobs = body.logprobs is not None
     if body.stream:
         items = await begin(request, stream_all(services.predictor, plans, terms))
+        head["model"] = plans[0].answering.ref
         chunks = _chunks(items, head, n, wants_logprobs, include_usage)
-        return StreamResponse(chunks, media_type=EVENTS, headers=headers)
+        return StreamResponse(chunks, media_type=EVENTS, headers=route_headers(plans[0].answering))
     answers = await until_disconnect(request, answer_all(services.predictor, plans, terms))
     document = {
         **head,
+        "model": plans[0].answering.ref,
         "choices": [
             {
                 "index": index,
@@ -70,11 +69,13 @@ async def completions(body: CompletionRequest, request: Request, services: Servi
         ],
         "usage": usage_of([answer.usage for answer in answers], n).model_dump(),
     }
-    return JSONResponse(document, headers=headers)
+    return JSONResponse(document, headers=route_headers(plans[0].answering))
 
 
-def _plan(services: Services, model: str, prompts: Sequence[str], sampling: dict[str, Any]) -> list[Plan]:
-    route = services.resolver.resolve(model, None, prompts[0])
+def _plan(
+    services: Services, model: str, prompts: Sequence[str], sampling: dict[str, Any], key: str | None
+) -> list[Plan]:
+    route = services.resolver.resolve(model, None, prompts[0], key=key)
     return [plan_verbatim(route, prompt, sampling=sampling) for prompt in prompts]
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from graft_server.engine.base import EngineError
+from graft_server.engine.base import Embeddings, EngineError
 from graft_server.engine.torch.runner import ModelRunner
 from graft_server.engine.torch.sequence import BASE, Chunk, Sequence
 
@@ -16,18 +16,20 @@ from graft_server.engine.torch.sequence import BASE, Chunk, Sequence
 class Events(Protocol):
     """Where results go."""
 
-    def embedded(self, request_id: str, vectors: list[list[float]]) -> None: ...
+    def embedded(self, request_id: str, result: Embeddings) -> None: ...
 
     def error(self, request_id: str, error: EngineError) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """The texts of one request, how many of them have been begun, and the vectors of those that are done."""
+    """The texts of one request, how many of them have been begun with how many tokens, and the vectors of those
+    that are done."""
 
     id: str
     texts: tuple[str, ...]
     begun: int = 0
+    tokens: int = 0
     vectors: list[list[float]] = field(default_factory=list)
 
 
@@ -86,7 +88,7 @@ class Embedder:
                     self._finish(text)
         for call in [call for call in self._calls.values() if len(call.vectors) == len(call.texts)]:
             del self._calls[call.id]
-            self._events.embedded(call.id, call.vectors)
+            self._events.embedded(call.id, Embeddings(call.vectors, call.tokens))
 
     def _pick(self) -> list[tuple[_Text, Chunk]]:
         """Chunks of the next texts, within the budget of tokens and the free blocks."""
@@ -119,6 +121,7 @@ class Embedder:
                 self._events.error(call.id, error)
                 continue
             call.begun += 1
+            call.tokens += len(tokens)
             return _Text(call, Sequence(f"embed {call.id}", BASE, tokens))
         return None
 

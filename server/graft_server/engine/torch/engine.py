@@ -7,64 +7,46 @@ forward pass and reports what came of it through an ``Events`` sink.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Mapping
 
 import torch
 
 from graft_plugins.method import AdapterMethod
 from graft_server.base_model.device import choose_device, choose_dtype
 from graft_server.base_model.loading import load_model, load_tokenizer
-from graft_server.base_model.prompt import encode_prompt, encode_target, stop_token_ids
+from graft_server.base_model.prompt import stop_token_ids
 from graft_server.base_model.source import BaseModel
+from graft_server.engine.adapter_files import fetch_files, read_grafts
 from graft_server.engine.base import (
     AdapterSource,
     Capabilities,
-    Delta,
     EngineError,
     EngineStats,
     GenerateRequest,
     InvalidRequestError,
     PromptInput,
-    PromptTooLongError,
     ScoreRequest,
-    ScoreResult,
 )
+from graft_server.engine.events import Events
+from graft_server.engine.inputs import Inputs
 from graft_server.engine.integrity import require
 from graft_server.engine.messages import EngineConfig
+from graft_server.engine.slots import Slots
+from graft_server.engine.token_rate import TokenRate
 from graft_server.engine.torch import constraints
-from graft_server.engine.torch.adapter_files import read_grafts
 from graft_server.engine.torch.answers import Answer, Scoring
 from graft_server.engine.torch.embeddings import Embedder
 from graft_server.engine.torch.host_cache import HostCache
 from graft_server.engine.torch.loader import AdapterLoader
+from graft_server.engine.torch.reading import Pieces
 from graft_server.engine.torch.resident import ResidentAdapter, make_resident
 from graft_server.engine.torch.runner import ModelRunner
 from graft_server.engine.torch.sampler import Draw, sample
 from graft_server.engine.torch.scheduler import Scheduler
 from graft_server.engine.torch.sequence import BASE, Sequence
-from graft_server.engine.torch.slots import Slots
 from graft_server.engine.torch.text import TextStream
 
-#: Seconds over which ``tokens_per_second`` is taken.
-_RATE_WINDOW = 10.0
-
 Work = Answer | Scoring
-
-
-class Events(Protocol):
-    """Where the engine reports to."""
-
-    def delta(self, request_id: str, delta: Delta) -> None: ...
-
-    def scored(self, request_id: str, result: ScoreResult) -> None: ...
-
-    def embedded(self, request_id: str, vectors: list[list[float]]) -> None: ...
-
-    def done(self, request_id: str) -> None: ...
-
-    def error(self, request_id: str, error: EngineError) -> None: ...
 
 
 class TorchEngine:
@@ -87,6 +69,7 @@ class TorchEngine:
         self.loader = AdapterLoader(
             slots=self.slots,
             host=HostCache(config.host_cache_mib << 20),
+            fetch=fetch_files,
             read=self._read,
             place=self._place,
             displace=self._displace,
@@ -103,8 +86,14 @@ class TorchEngine:
         self._methods = methods
         self._events = events
         self._stop_tokens = stop_token_ids(self.tokenizer, model.generation_config)
-        self._vocabulary = int(model.config.get_text_config().vocab_size)
-        self._constraints = constraints.ConstraintCompiler(self.tokenizer, self._vocabulary, self._stop_tokens)
+        vocabulary, pool = int(model.config.get_text_config().vocab_size), self.runner.pool
+        self._inputs = Inputs(
+            self.tokenizer,
+            context_length=base.context_length,
+            cache_tokens=pool.total * pool.block_size,
+            vocabulary=vocabulary,
+        )
+        self._constraints = constraints.ConstraintCompiler(self.tokenizer, vocabulary, self._stop_tokens)
         self._embedder = Embedder(self.runner, self._encode_text, events, max_batch_tokens=config.max_batch_tokens)
         self._work: dict[str, Work] = {}
         #: Requests whose adapter is not in a slot yet, in order of arrival, and adapters being read.
@@ -112,8 +101,9 @@ class TorchEngine:
         self._load_waiters: dict[int, list[str]] = {}
         self._refs: dict[int, str] = {}
         self._leaving: set[int] = set()
-        self._generated = 0
-        self._recent: deque[tuple[float, int]] = deque()
+        #: How long the last step took.
+        self._step_seconds = 0.0
+        self._rate = TokenRate()
 
     @property
     def idle(self) -> bool:
@@ -166,13 +156,10 @@ class TorchEngine:
         self._release(adapter)
 
     def _answer(self, request: GenerateRequest) -> Answer:
-        tokens = self._encode(request.prompt)
-        room = min(self.base.context_length, self._capacity) - len(tokens)
-        if room < 1:
-            raise self._too_long(len(tokens))
+        tokens = self._inputs.prompt(request.prompt)
+        room = self._inputs.room(len(tokens))
         sampling = request.sampling
-        self._check_tokens("logit_bias", sampling.logit_bias)
-        self._check_tokens("stop_token_ids", sampling.stop_token_ids)
+        self._inputs.check_sampling(sampling)
         stop_tokens = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._stop_tokens)
         matcher = None if request.constraint is None else self._constraints.compile(request.constraint)
         return Answer(
@@ -187,51 +174,14 @@ class TorchEngine:
             matcher=matcher,
         )
 
-    def _check_tokens(self, name: str, tokens: Iterable[int]) -> None:
-        unknown = next((token for token in tokens if not 0 <= token < self._vocabulary), None)
-        if unknown is not None:
-            raise InvalidRequestError(
-                f"`{name}` names the token {unknown}; the base model's tokens are 0 to {self._vocabulary - 1}"
-            )
-
     def _scoring(self, request: ScoreRequest) -> Scoring:
-        if not request.candidates:
-            raise InvalidRequestError("there are no candidates to score")
-        tokens = self._encode(request.prompt)
-        candidates = [
-            encode_target(self.tokenizer, candidate, ending=request.ending) for candidate in request.candidates
-        ]
-        if not all(candidates):
-            raise InvalidRequestError("a candidate to score is empty")
+        candidates = self._inputs.candidates(request)
+        tokens = self._inputs.prompt(request.prompt)
         work = Scoring(request, Sequence(request.id, _adapter_id(request), tokens), candidates)
-        if len(tokens) + max(map(len, candidates)) > self.base.context_length or work.longest > self._capacity:
-            raise self._too_long(len(tokens))
+        inputs = self._inputs
+        if len(tokens) + max(map(len, candidates)) > inputs.context_length or work.longest > inputs.cache_tokens:
+            raise inputs.too_long(len(tokens))
         return work
-
-    def _encode(self, prompt: PromptInput) -> list[int]:
-        try:
-            tokens = encode_prompt(self.tokenizer, prompt.messages, prompt.text)
-        except Exception as error:  # a chat template is a program of the model's authors
-            raise InvalidRequestError(f"the base model's chat template refuses the messages: {error}") from error
-        if not tokens:
-            raise InvalidRequestError("the prompt is empty")
-        return tokens
-
-    @property
-    def _capacity(self) -> int:
-        pool = self.runner.pool
-        return pool.total * pool.block_size
-
-    def _too_long(self, tokens: int) -> PromptTooLongError:
-        if self._capacity < self.base.context_length:
-            return PromptTooLongError(
-                f"the prompt has {tokens} tokens and the server's KV cache holds {self._capacity}; "
-                "shorten the prompt or raise kv_cache_mib"
-            )
-        return PromptTooLongError(
-            f"the prompt has {tokens} tokens and the model's context is {self.base.context_length}, "
-            "with no room for an answer; shorten the prompt"
-        )
 
     # Adapters
 
@@ -283,14 +233,15 @@ class TorchEngine:
             self._forget(engine_id)
 
     def poll_adapters(self) -> None:
-        """Between steps: take in adapters that have been read."""
-        for source, error in self.loader.poll(decoding=not self.scheduler.idle):
+        """Between steps: read adapters on, and take in those that are ready."""
+        step_seconds = None if self.scheduler.idle else self._step_seconds
+        for source, error in self.loader.poll(step_seconds=step_seconds):
             self._fail_load(source, error)
 
     def _know(self, source: AdapterSource) -> None:
         self._refs[source.engine_id] = source.ref
 
-    def _read(self, source: AdapterSource) -> ResidentAdapter:
+    def _read(self, source: AdapterSource) -> Pieces:
         grafts = read_grafts(source, self._methods, self.runner.model, max_rank=self.config.max_rank)
         return make_resident(grafts, dtype=self.runner.dtype)
 
@@ -379,6 +330,7 @@ class TorchEngine:
             if result is not None:
                 self._finish(scoring)
                 self._events.scored(scoring.request.id, result)
+        self._step_seconds = time.monotonic() - now
 
     def _take_tokens(self, answers: list[tuple[int, Answer]], logits: torch.Tensor) -> None:
         rows = [row for row, _ in answers]
@@ -393,19 +345,12 @@ class TorchEngine:
                 self._finish(answer)
             if delta.text or delta.tokens or delta.finish_reason is not None:
                 self._events.delta(answer.request.id, delta)
-        self._count(len(answers))
+        self._rate.add(len(answers))
 
     def _finish(self, work: Work) -> None:
         del self._work[work.request.id]
         self.scheduler.finish(work.sequence)
         self._release(work.sequence.adapter)
-
-    def _count(self, tokens: int) -> None:
-        now = time.monotonic()
-        self._generated += tokens
-        self._recent.append((now, tokens))
-        while self._recent and self._recent[0][0] < now - _RATE_WINDOW:
-            self._recent.popleft()
 
     # The rest
 
@@ -414,15 +359,13 @@ class TorchEngine:
         self._embedder.add(request_id, texts)
 
     def _encode_text(self, text: str) -> list[int]:
-        tokens = self._encode(PromptInput(text=text))
-        if len(tokens) > min(self.base.context_length, self._capacity):
-            raise self._too_long(len(tokens))
+        tokens = self._inputs.prompt(PromptInput(text=text))
+        if len(tokens) > self._inputs.longest:
+            raise self._inputs.too_long(len(tokens))
         return tokens
 
     def stats(self) -> EngineStats:
         pool = self.runner.pool
-        since = time.monotonic() - _RATE_WINDOW
-        recent = sum(tokens for at, tokens in self._recent if at >= since)
         waiting = len(self.scheduler.waiting) + sum(map(len, self._for_adapter.values()))
         return EngineStats(
             running=len(self.scheduler.running),
@@ -431,8 +374,8 @@ class TorchEngine:
             slots=self.slots.total,
             kv_blocks_used=pool.used,
             kv_blocks_total=pool.total,
-            generated_tokens=self._generated,
-            tokens_per_second=recent / _RATE_WINDOW,
+            generated_tokens=self._rate.total,
+            tokens_per_second=self._rate.per_second,
             preemptions=self.scheduler.preemptions,
             reused_tokens=self.scheduler.reused_tokens,
             evictions=self.slots.evictions,

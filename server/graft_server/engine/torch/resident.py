@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -78,10 +78,16 @@ class ResidentAdapter:
         return total
 
 
-def make_resident(grafts: Iterable[Graft], *, dtype: torch.dtype) -> ResidentAdapter:
-    """Pad, transpose and cast an adapter's operations once, in host memory, so that a step only multiplies."""
-    grafts = list(grafts)
-    bucket = rank_bucket(max((_rank(graft) for graft in grafts), default=1))
+def make_resident(grafts: Iterable[Graft], *, dtype: torch.dtype) -> Generator[None, None, ResidentAdapter]:
+    """Pad, transpose and cast an adapter's operations once, in host memory, so that a step only multiplies.
+
+    It yields after each operation that it takes and each that it has converted: the caller may do something else then.
+    """
+    taken: list[Graft] = []
+    for graft in grafts:
+        taken.append(graft)
+        yield
+    bucket = rank_bucket(max((_rank(graft) for graft in taken), default=1))
 
     def cast(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(dtype).contiguous()
@@ -93,7 +99,8 @@ def make_resident(grafts: Iterable[Graft], *, dtype: torch.dtype) -> ResidentAda
     linears: dict[str, ResidentLinear] = {}
     blocks: dict[int, ResidentBottleneck] = {}
     head: ResidentBottleneck | None = None
-    for graft in grafts:
+    for graft in taken:
+        yield
         if isinstance(graft, LinearGraft):
             linears[graft.module] = ResidentLinear(
                 down=cast(padded(graft.a).T),

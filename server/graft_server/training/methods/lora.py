@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -81,10 +81,10 @@ class _PeftLora(AdapterMethod):
 
         set_peft_model_state_dict(model, load_peft_weights(folder, device="cpu"))
 
-    def compile(self, config: Mapping[str, Any], tensors: Mapping[str, Any], model: Any) -> list[Graft]:
+    def compile(self, config: Mapping[str, Any], tensors: Mapping[str, Any], model: Any) -> Iterable[Graft]:
         from graft_server.training.methods.lora_files import compile_lora
 
-        return list(compile_lora(config, tensors, model))
+        return compile_lora(config, tensors, model)
 
     def rank(self, config: Mapping[str, Any]) -> int:
         pattern = config.get("rank_pattern") or {}

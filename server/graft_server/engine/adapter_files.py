@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,24 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
+#: Bytes read in one go.
+_CHUNK = 1 << 20
+
+
+def fetch_files(source: AdapterSource) -> None:
+    """Have an adapter's files in the operating system's cache, so that reading them waits for no disk. What can't be
+    read is left for ``read_grafts`` to explain."""
+    buffer = memoryview(bytearray(_CHUNK))
+    for name in (CONFIG, WEIGHTS):
+        with contextlib.suppress(OSError), (Path(source.path) / name).open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
 def read_grafts(
     source: AdapterSource, methods: Mapping[str, AdapterMethod], model: Any, *, max_rank: int
-) -> list[Graft]:
-    """An adapter's primitive operations, on the CPU.
+) -> Iterator[Graft]:
+    """An adapter's primitive operations, on the CPU, each read and checked as it is asked for.
 
     Raises:
         AdapterLoadError: with the file, the tensor or the field at fault.
@@ -44,6 +59,6 @@ def read_grafts(
         rank = method.rank(config)
         if rank > max_rank:
             raise AdapterFault(f"{CONFIG}: rank {rank} is above the server's max_rank {max_rank}")
-        return method.compile(config, tensors, model)
+        yield from method.compile(config, tensors, model)
     except AdapterFault as error:
         raise AdapterLoadError(f"{source.ref}: {error}") from error

@@ -1,0 +1,1 @@
+"""The vLLM engine: the engine contract over vLLM's ``AsyncLLM``."""

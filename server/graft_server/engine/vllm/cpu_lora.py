@@ -1,0 +1,121 @@
+"""LoRA on CPUs for vLLM: rows grouped by adapter, a few batched products a layer.
+
+vLLM's own wrapper for CPUs copies A and B of its adapter for each token. Here each layer's weights are laid out once as
+batched products need them, q, k and v (and gate and up) side by side, since they read the same input; a step's rows are
+grouped once for all its layers (Punica: Chen et al. 2023; S-LoRA: Sheng et al. 2023). Base rows cost nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+from graft_server.engine.vllm.row_groups import RowGroup, group_rows
+
+
+class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
+    """vLLM's wrapper with other arithmetic, for linear layers, embeddings and the output layer.
+
+    Inside ``torch.compile`` it is vLLM's own, since the groups of a step are no part of a graph.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._groups: list[RowGroup] = []
+        self._logit_groups: list[RowGroup] = []
+        self._packed: dict[int, PackedLayer] = {}
+
+    def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+        """vLLM says which slot each token of the next step belongs to."""
+        super().update_metadata(*args, **kwargs)
+        self._groups = group_rows(self.token_lora_indices.tolist(), self.device)
+        self._logit_groups = group_rows(self.sampler_indices.tolist(), self.device)
+
+    def add_lora_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **kwargs: Any,
+    ) -> None:
+        """Add each row's adapter to ``y`` (``[T, out]``, changed in place), from ``x`` (``[T, in]``)."""
+        if torch.compiler.is_compiling():
+            super().add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, **kwargs)
+            return
+        if not self._groups:
+            return
+        key = id(lora_a_stacked[0])
+        layer = self._packed.get(key)
+        if layer is None:
+            layer = self._packed[key] = PackedLayer(lora_a_stacked, lora_b_stacked)
+        x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        for group in self._groups:
+            hidden = torch.bmm(group.read(x), layer.down[group.places])
+            if scale != 1.0:
+                hidden *= scale
+            for at, up in enumerate(layer.ups):
+                own = hidden[:, :, at * layer.rank : (at + 1) * layer.rank]
+                group.add(y[:, layer.ends[at] : layer.ends[at + 1]], torch.bmm(own, up[group.places]))
+
+    def add_lora_embedding(
+        self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **kwargs: Any
+    ) -> None:
+        """Add each row's adapter to ``y`` (``[T, width]``), from its rows of A (``[T, R]``)."""
+        if torch.compiler.is_compiling():
+            super().add_lora_embedding(y, x, lora_b_stacked, add_inputs, **kwargs)
+            return
+        for group in self._groups:
+            group.add(y, torch.bmm(group.read(x), lora_b_stacked[group.places].squeeze(1).transpose(1, 2)))
+
+    def add_lora_logits(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """Add each row's adapter to the logits ``y`` (``[T, vocabulary]``). vLLM's own also does the product for base
+        rows and for adapters that leave the output layer alone, which costs more than all other layers together."""
+        for group in self._logit_groups:
+            down = lora_a_stacked[group.places].squeeze(1)
+            if not down.any():
+                continue
+            hidden = torch.bmm(group.read(x), down.transpose(1, 2)) * scale
+            update = torch.bmm(hidden, lora_b_stacked[group.places].squeeze(1).transpose(1, 2))
+            group.add(y, update[:, :, : y.shape[1]])
+
+
+class PackedLayer:
+    """One layer's A and B of all slots in the layout of batched products.
+
+    The tensors that vLLM writes adapters into become views of this one's memory, so there is no copy to keep in step.
+    """
+
+    def __init__(self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> None:
+        slots, _, self.rank, width = a[0].shape
+        outs = [part.shape[2] for part in b]
+        #: ``[slots, in, slices * R]`` and, for each slice, ``[slots, R, out]``.
+        self.down = a[0].new_empty(slots, width, len(a) * self.rank)
+        self.ups = [part.new_empty(slots, self.rank, out) for part, out in zip(b, outs, strict=True)]
+        for at, part in enumerate(a):
+            _move(part, self.down[:, :, at * self.rank : (at + 1) * self.rank])
+        for part, up in zip(b, self.ups, strict=True):
+            _move(part, up)
+        self._kept = (a, b)
+        #: Where each slice of the output begins, and where the last one ends.
+        self.ends: list[int] = [0, *itertools.accumulate(outs)]
+
+
+def _move(tensor: torch.Tensor, target: torch.Tensor) -> None:
+    """Have ``tensor`` (``[slots, 1, N, K]``) live in the memory of ``target`` (``[slots, K, N]``)."""
+    view = target.transpose(1, 2).unsqueeze(1)
+    view.copy_(tensor)
+    tensor.set_(view)  # type: ignore[call-overload]  # torch takes a tensor here; its stubs know only storages

@@ -1,0 +1,195 @@
+"""All that the engine uses of vLLM, in one module: its interfaces move with every release.
+
+``plugin`` and ``cpu_lora`` import it too, but are called by vLLM itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graft_server.engine.vllm.plugin import BOUND
+
+# Read when vLLM is imported. The engine's core is a process that must not be forked from one with threads.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ[BOUND] = "1"
+
+from vllm import SamplingParams, TokensPrompt
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from graft_server.engine import base
+from graft_server.engine.base import AdapterSource, ConstraintSpec
+
+__all__ = ["REFUSALS", "EngineDeadError", "EngineGenerateError", "Runtime", "StepFigures", "platform"]
+
+#: What vLLM raises for a request that it won't take as it stands.
+REFUSALS = (VLLMClientError, ValueError)
+#: Alternatives that a request may ask for with each token.
+_MOST_LOGPROBS = 64
+
+
+def platform() -> str:
+    """The device that this build of vLLM computes on: ``cpu`` or ``cuda``."""
+    return "cpu" if current_platform.is_cpu() else str(current_platform.device_type)
+
+
+@dataclass(slots=True)
+class StepFigures:
+    """What vLLM last told of itself."""
+
+    kv_usage: float = 0.0
+    preemptions: int = 0
+    reused_tokens: int = 0
+
+
+class _Listener(StatLoggerBase):  # type: ignore[misc]
+    def __init__(self, figures: StepFigures) -> None:
+        self._figures = figures
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
+        if scheduler_stats is not None:
+            self._figures.kv_usage = scheduler_stats.kv_cache_usage
+            self._figures.reused_tokens += scheduler_stats.prefix_cache_stats.hits
+        if iteration_stats is not None:
+            self._figures.preemptions += iteration_stats.num_preempted_reqs
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
+
+
+class Runtime:
+    """vLLM's ``AsyncLLM`` with the arguments that this engine relies on."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: str,
+        max_model_len: int,
+        max_batch_tokens: int,
+        max_sequences: int,
+        kv_cache_bytes: int,
+        max_loras: int,
+        max_rank: int,
+        max_cpu_loras: int,
+    ) -> None:
+        self.figures = StepFigures()
+        # It would be stronger than the argument, and is in whole GiB.
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        arguments = AsyncEngineArgs(
+            model=path,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=max(max_batch_tokens, max_sequences),
+            max_num_seqs=max_sequences,
+            kv_cache_memory_bytes=kv_cache_bytes,
+            enable_lora=True,
+            max_loras=max_loras,
+            max_lora_rank=max_rank,
+            max_cpu_loras=max_cpu_loras,
+            max_logprobs=_MOST_LOGPROBS,
+            # The groups of a step's rows are no part of a compiled graph; see ``cpu_lora``.
+            enforce_eager=platform() == "cpu",
+            # White space between JSON's parts would let a small model fill its whole answer with it.
+            structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
+            disable_log_stats=True,
+        )
+        self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[lambda *_: _Listener(self.figures)])
+
+    @property
+    def kv_blocks(self) -> int:
+        return int(self.llm.vllm_config.cache_config.num_gpu_blocks or 0)
+
+    def generate(
+        self,
+        request_id: str,
+        tokens: Sequence[int],
+        sampling: base.SamplingParams,
+        *,
+        max_tokens: int,
+        stop_tokens: frozenset[int],
+        adapter: AdapterSource | None,
+        constraint: ConstraintSpec | None,
+    ) -> AsyncGenerator[Any, None]:
+        """vLLM's outputs, each with what is new. ``stop_tokens`` are all that end the answer."""
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            seed=sampling.seed,
+            stop=list(sampling.stop) or None,
+            stop_token_ids=sorted(stop_tokens),
+            # The tokens that end an answer are those of `stop_tokens`, on every engine.
+            ignore_eos=constraint is None,
+            min_tokens=min(sampling.min_tokens, max_tokens),
+            logprobs=sampling.logprobs,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            logit_bias=dict(sampling.logit_bias) or None,
+            structured_outputs=None if constraint is None else _structured(constraint),
+            output_kind=RequestOutputKind.DELTA,
+        )
+        return self._start(request_id, tokens, params, adapter)
+
+    def score(self, request_id: str, tokens: Sequence[int], adapter: AdapterSource | None) -> AsyncGenerator[Any, None]:
+        """One output, whose ``prompt_logprobs`` has the log-probability of each token given those before it."""
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        return self._start(request_id, tokens, params, adapter)
+
+    def _start(
+        self, request_id: str, tokens: Sequence[int], params: SamplingParams, adapter: AdapterSource | None
+    ) -> AsyncGenerator[Any, None]:
+        lora = None if adapter is None else _lora(adapter)
+        prompt = TokensPrompt(prompt_token_ids=list(tokens))
+        stream: AsyncGenerator[Any, None] = self.llm.generate(prompt, params, request_id, lora_request=lora)
+        return stream
+
+    async def add_lora(self, source: AdapterSource) -> None:
+        await self.llm.add_lora(_lora(source))
+
+    async def remove_lora(self, engine_id: int) -> None:
+        await self.llm.remove_lora(engine_id)
+
+    async def check_health(self) -> None:
+        """
+        Raises:
+            EngineDeadError: the process that computes has ended.
+        """
+        await self.llm.check_health()
+
+    def close(self) -> None:
+        self.llm.shutdown()
+
+
+def _lora(source: AdapterSource) -> LoRARequest:
+    # vLLM's caches of keys and values go by this name: the id, which is never used again, keeps a version apart from
+    # one of the same name that was deleted.
+    return LoRARequest(f"{source.ref}#{source.engine_id}", source.engine_id, source.path)
+
+
+def _structured(constraint: ConstraintSpec) -> StructuredOutputsParams:
+    if constraint.kind == "choices":
+        return StructuredOutputsParams(choice=list(constraint.choices))
+    if constraint.kind == "regex":
+        return StructuredOutputsParams(regex=constraint.pattern)
+    return StructuredOutputsParams(json=constraint.json_schema)

@@ -1,0 +1,44 @@
+"""Calls to the registry that outlast a database which is away for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from graft_server.registry.errors import UnavailableError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+#: Seconds between two tries: the first, and the most after doubling.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
+
+
+class Outlasting:
+    """Calls in threads, each again and again until the database answers, or until ``stopping``."""
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        self._stopping = stopping
+
+    async def __call__(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What ``call`` gives.
+
+        Raises:
+            UnavailableError: the database is away and ``stopping`` is set.
+        """
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return await asyncio.to_thread(call, *args, **kwargs)
+            except UnavailableError as error:
+                if self._stopping.is_set():
+                    raise
+                log.warning("%s (next try in %g s)", error, pause)
+            try:
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            except TimeoutError:
+                pause = min(2 * pause, _LONGEST_PAUSE)

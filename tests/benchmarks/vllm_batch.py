@@ -1,0 +1,88 @@
+"""Eight adapters mixed in one batch of 64 on vLLM, with our wrapper, over vLLM without LoRA and over its own wrapper.
+
+Each side is an engine of its own in its own process, eager, warmed up by the same batch; 32 new tokens a sequence. The
+base is measured without ``enable_lora``: what LoRA costs the base model itself is not hidden in the denominator.
+The figures are generated tokens a second.
+
+    PYTHONPATH=tests python tests/benchmarks/vllm_batch.py --base-model FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from adapters import RANK, write_adapters
+from options import Samples, parser, turns
+from report import ratio, write_report
+
+from graft_server.bench.random_adapters import locate
+from graft_server.engine.vllm.plugin import SWITCH
+
+ADAPTERS, SEQUENCES, TOKENS = 8, 64, 32
+
+
+def measure(base: str, folder: Path, *, lora: bool) -> float:
+    """Tokens a second of one batch, in this process."""
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    own: dict[str, Any] = {"enable_lora": True, "max_loras": ADAPTERS, "max_lora_rank": RANK, "max_cpu_loras": 64}
+    llm = LLM(
+        model=base,
+        dtype="bfloat16",
+        enforce_eager=True,
+        max_num_seqs=SEQUENCES,
+        max_model_len=1024,
+        kv_cache_memory_bytes=1 << 30,
+        **(own if lora else {}),
+    )
+    adapters = [LoRARequest(f"a{i}", i + 1, str(folder / str(i))) for i in range(ADAPTERS)] if lora else []
+    rows = [adapters[i % ADAPTERS] for i in range(SEQUENCES)] if lora else None
+    prompts = [f"Question {i}: tell me about the number {i} and its friends." for i in range(SEQUENCES)]
+    params = SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0.0)
+    llm.generate(prompts, params, lora_request=rows, use_tqdm=False)
+    started = time.perf_counter()
+    outputs = llm.generate(prompts, params, lora_request=rows, use_tqdm=False)
+    seconds = time.perf_counter() - started
+    return sum(len(output.outputs[0].token_ids) for output in outputs) / seconds
+
+
+def in_child(base: str, folder: Path, side: str) -> float:
+    command = [sys.executable, __file__, "--base-model", base, "--side", side, "--adapters", str(folder)]
+    environment = {**os.environ, SWITCH: "0" if side == "stock" else "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    own = parser(__doc__)
+    own.set_defaults(pairs=1)
+    own.add_argument("--side", choices=("base", "ours", "stock"), help="measure this one only, here")
+    own.add_argument("--adapters", type=Path, help="their folder, with --side")
+    arguments = own.parse_args()
+    if arguments.side:
+        print(json.dumps(measure(arguments.base_model, arguments.adapters, lora=arguments.side != "base")))
+        return
+    base = locate(arguments.base_model)
+    speeds = Samples()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "adapters"
+        write_adapters(base, folder, ADAPTERS)
+        for _, side in turns(arguments.pairs, ["base", "ours", "stock"]):
+            speeds.add(side, in_child(str(base.path), folder, side), "tokens/s")
+    figures = [
+        ratio("vllm_mixed8_over_base", speeds["ours"], speeds["base"]),
+        ratio("vllm_mixed8_over_stock", speeds["ours"], speeds["stock"]),
+    ]
+    write_report("vllm_batch", figures)
+
+
+if __name__ == "__main__":
+    main()
