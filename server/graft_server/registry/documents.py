@@ -5,9 +5,10 @@ fine-tuning job was asked for. Each is a JSON object under an id of its kind; on
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any, Literal
 
 from sqlalchemy import select
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 from graft_server.registry.database import Database, next_number
 from graft_server.registry.errors import UnknownError
 from graft_server.registry.models import Document, now
+from graft_server.registry.visibility import visible
 
 DocumentKind = Literal["file", "batch", "response", "fine-tuning"]
 
@@ -27,6 +29,10 @@ _PREFIXES: Mapping[DocumentKind, str] = {
 }
 
 
+#: Rows that are read together where it is not known how many are needed.
+_AT_ONCE = 100
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentRecord:
     """One kept document."""
@@ -35,6 +41,8 @@ class DocumentRecord:
     kind: str
     created_at: datetime
     data: dict[str, Any]
+    owner: str | None = None
+    """The tenant or the limited key that it belongs to; ``None`` is whoever sees everything."""
 
 
 class Documents:
@@ -51,16 +59,7 @@ class Documents:
     def add(self, kind: DocumentKind, data: dict[str, Any], *, identity: str | None = None) -> DocumentRecord:
         """Keep a document, under a new id unless it brings its own."""
         with self._database.write() as session:
-            row = Document(
-                id=identity or self.new_id(kind),
-                kind=kind,
-                number=next_number(session, "document"),
-                created_at=now(),
-                data=data,
-            )
-            session.add(row)
-            session.flush()
-            return _record(row)
+            return _record(insert(session, kind, data, identity=identity))
 
     def get(self, kind: DocumentKind, identity: str) -> DocumentRecord:
         """Raises:
@@ -76,20 +75,27 @@ class Documents:
             return {row.id: _record(row) for row in rows}
 
     def list(
-        self, kind: DocumentKind, *, after: str | None = None, limit: int | None = None, oldest_first: bool = False
+        self,
+        kind: DocumentKind,
+        *,
+        after: str | None = None,
+        limit: int | None = None,
+        oldest_first: bool = False,
+        keep: Callable[[dict[str, Any]], bool] = lambda data: True,
     ) -> list[DocumentRecord]:
-        """Those behind ``after`` in the order asked for, the newest first unless told otherwise.
+        """Those behind ``after`` in the order asked for, the newest first unless told otherwise; of these, the first
+        ``limit`` that are to be kept.
 
         Raises:
             UnknownError: there is no document ``after``.
         """
         with self._database.read() as session:
-            query = select(Document).where(Document.kind == kind).limit(limit)
+            query = select(Document).where(Document.kind == kind).execution_options(yield_per=_AT_ONCE)
             query = query.order_by(Document.number if oldest_first else Document.number.desc())
             if after is not None:
                 place = _find(session, kind, after).number
                 query = query.where(Document.number > place if oldest_first else Document.number < place)
-            return [_record(row) for row in session.scalars(query)]
+            return list(islice((_record(row) for row in session.scalars(query) if keep(row.data)), limit))
 
     def update(self, kind: DocumentKind, identity: str, **changes: Any) -> DocumentRecord:
         """Replace fields of a document.
@@ -110,6 +116,22 @@ class Documents:
             session.delete(_find(session, kind, identity))
 
 
+def insert(session: Session, kind: DocumentKind, data: dict[str, Any], *, identity: str | None = None) -> Document:
+    """A new document of whoever the transaction is for."""
+    view = visible.get()
+    row = Document(
+        id=identity or Documents.new_id(kind),
+        kind=kind,
+        number=next_number(session, "document"),
+        created_at=now(),
+        owner=view.owner if view is not None else None,
+        data=data,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
 def _find(session: Session, kind: DocumentKind, identity: str, *, lock: bool = False) -> Document:
     row = session.get(Document, identity, with_for_update=lock)
     if row is None or row.kind != kind:
@@ -118,4 +140,4 @@ def _find(session: Session, kind: DocumentKind, identity: str, *, lock: bool = F
 
 
 def _record(row: Document) -> DocumentRecord:
-    return DocumentRecord(row.id, row.kind, row.created_at, row.data)
+    return DocumentRecord(row.id, row.kind, row.created_at, row.data, row.owner)

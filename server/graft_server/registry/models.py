@@ -248,6 +248,7 @@ class Document(Table):
     kind: Mapped[str] = mapped_column(String(16))
     number: Mapped[int] = mapped_column(BigInteger, unique=True)
     created_at: Mapped[datetime]
+    owner: Mapped[str | None] = mapped_column(String(64))
     data: Mapped[dict[str, Any]]
 
 
