@@ -74,7 +74,7 @@ def test_an_owner_sees_their_own_documents_alone(registry, tmp_path):
 def test_a_file_is_kept_and_removed(registry, tmp_path):
     file = upload(registry, tmp_path, "äöü\n")
     record = registry.documents.get("file", file)
-    assert record.data == {"filename": "rows.jsonl", "bytes": 7, "purpose": "batch"}
+    assert record.data == {"filename": "rows.jsonl", "bytes": 7, "purpose": "batch", "expires_at": None}
     assert registry.files.path(file).read_text() == "äöü\n"
     assert not (tmp_path / "staged.jsonl").exists()
     registry.files.remove(file)
