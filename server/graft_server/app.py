@@ -37,7 +37,7 @@ from graft_server.api import (
     routes,
     tasks,
 )
-from graft_server.api.openai import chat, completions, embeddings, files, models
+from graft_server.api.openai import chat, completions, embeddings, files, fine_tuning, models
 from graft_server.api.views import job_info, version_info
 from graft_server.config import Settings
 from graft_server.engine.base import Engine, EngineError
@@ -89,6 +89,7 @@ _ROUTERS = (
     completions.router,
     embeddings.router,
     files.router,
+    fine_tuning.router,
 )
 
 

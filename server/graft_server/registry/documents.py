@@ -116,6 +116,11 @@ class Documents:
             session.delete(_find(session, kind, identity))
 
 
+def job_document(job: str) -> str:
+    """The id of the document that came with a training job."""
+    return _PREFIXES["fine-tuning"] + job
+
+
 def insert(session: Session, kind: DocumentKind, data: dict[str, Any], *, identity: str | None = None) -> Document:
     """A new document of whoever the transaction is for."""
     view = visible.get()

@@ -75,15 +75,9 @@ def find(session: Session, identity: str, *, lock: bool = False) -> Job:
     return job
 
 
-def list_all(session: Session, state: JobState | None, limit: int, after: str | None = None) -> list[Job]:
-    """The newest first; those older than ``after``.
-
-    Raises:
-        UnknownError: there is no job ``after``.
-    """
+def list_all(session: Session, state: JobState | None, limit: int) -> list[Job]:
+    """The newest first."""
     query = select(Job).order_by(Job.number.desc()).limit(limit)
-    if after is not None:
-        query = query.where(Job.number < find(session, after).number)
     if state is not None:
         query = query.where(Job.state == state.value)
     return list(session.scalars(query))
@@ -204,6 +198,17 @@ def append_event(session: Session, job: Job, kind: EventKind, data: dict[str, An
 
 def events(session: Session, job: Job, after: int, limit: int) -> list[Event]:
     query = select(Event).where(Event.job == job.id, Event.seq > after).order_by(Event.seq).limit(limit)
+    return list(session.scalars(query))
+
+
+def recent_events(
+    session: Session, job: Job, before: int | None, limit: int | None, kind: EventKind | None
+) -> list[Event]:
+    query = select(Event).where(Event.job == job.id).order_by(Event.seq.desc()).limit(limit)
+    if before is not None:
+        query = query.where(Event.seq < before)
+    if kind is not None:
+        query = query.where(Event.kind == kind)
     return list(session.scalars(query))
 
 

@@ -104,6 +104,8 @@ class Version(Table):
     plugin_version: Mapped[str | None] = mapped_column(Text)
     dataset: Mapped[str | None] = mapped_column(String(64))
     job: Mapped[str | None] = mapped_column(String(64))
+    #: Of a checkpoint: the training step after which it was taken.
+    step: Mapped[int | None] = mapped_column(BigInteger)
     seed: Mapped[int | None] = mapped_column(BigInteger)
     options: Mapped[dict[str, Any]]
     train_rows: Mapped[int | None] = mapped_column(BigInteger)

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
-from graft_server.registry import adapters, audit, datasets, jobs, keys
+from graft_server.registry import adapters, audit, datasets, documents, jobs, keys
 from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import Database
@@ -357,8 +357,17 @@ class Registry:
 
     # Jobs
 
-    def create_job(self, *, task: str, adapter: str, dataset: str, method: str, options: dict[str, Any]) -> JobRecord:
-        """Queue a job and make its folder.
+    def create_job(
+        self,
+        *,
+        task: str,
+        adapter: str,
+        dataset: str,
+        method: str,
+        options: dict[str, Any],
+        request: dict[str, Any] | None = None,
+    ) -> JobRecord:
+        """Queue a job and make its folder; with it comes a document of what was asked for, ``request``.
 
         Raises:
             InvalidNameError: no adapter can be called so.
@@ -368,6 +377,8 @@ class Registry:
         with self._store.lock(), self._database.write() as session:
             row = jobs.create(session, task=task, adapter=adapter, dataset=dataset, method=method, options=options)
             job = jobs.record(row, self._store)
+            if request is not None:
+                documents.insert(session, "fine-tuning", request, identity=documents.job_document(job.id))
             with storage_errors(self._store.root):
                 job.folder.mkdir()
             return job
@@ -379,14 +390,10 @@ class Registry:
         with self._database.read() as session:
             return jobs.record(jobs.find(session, id), self._store)
 
-    def jobs(self, state: JobState | None = None, limit: int = 100, after: str | None = None) -> list[JobRecord]:
-        """The newest jobs first; those that are older than ``after``, where one is named.
-
-        Raises:
-            UnknownError: there is no job ``after``.
-        """
+    def jobs(self, state: JobState | None = None, limit: int = 100) -> list[JobRecord]:
+        """The newest jobs first."""
         with self._database.read() as session:
-            return [jobs.record(row, self._store) for row in jobs.list_all(session, state, limit, after)]
+            return [jobs.record(row, self._store) for row in jobs.list_all(session, state, limit)]
 
     def claim_job(self) -> JobRecord | None:
         """Set the job that has waited longest to running, for the caller alone."""
@@ -462,6 +469,18 @@ class Registry:
         """
         with self._job(job_id) as (session, row):
             return jobs.event_record(jobs.append_event(session, row, kind, data))
+
+    def recent_events(
+        self, job_id: str, *, before: int | None = None, limit: int | None = None, kind: EventKind | None = None
+    ) -> list[JobEvent]:
+        """The newest entries of a job's history first: before one, and of one kind, where they are named.
+
+        Raises:
+            UnknownError: there is no such job.
+        """
+        with self._database.read() as session:
+            rows = jobs.recent_events(session, jobs.find(session, job_id), before, limit, kind)
+            return [jobs.event_record(row) for row in rows]
 
     def events(self, job_id: str, after: int = 0, limit: int = 1000) -> list[JobEvent]:
         """A job's history behind the entry ``after``.

@@ -1,4 +1,5 @@
-"""Documents that callers have the server keep: files, batches, responses, requests of fine-tuning jobs."""
+"""Documents that callers have the server keep: files, batches, responses, requests of fine-tuning jobs; and versions
+that are checkpoints of a job."""
 
 from __future__ import annotations
 
@@ -24,8 +25,10 @@ def upgrade() -> None:
         sa.UniqueConstraint("number"),
     )
     op.create_index("ix_documents_kind_number", "documents", ["kind", "number"], unique=False)
+    op.add_column("versions", sa.Column("step", sa.BigInteger(), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("versions", "step")
     op.drop_index("ix_documents_kind_number", table_name="documents")
     op.drop_table("documents")
