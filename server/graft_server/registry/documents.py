@@ -103,9 +103,19 @@ class Documents:
         Raises:
             UnknownError: there is none of this kind.
         """
+        return self.edit(kind, identity, lambda data: changes)
+
+    def edit(
+        self, kind: DocumentKind, identity: str, change: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> DocumentRecord:
+        """Replace the fields that ``change`` gives for the document as it is; nobody else changes it meanwhile.
+
+        Raises:
+            UnknownError: there is none of this kind.
+        """
         with self._database.write() as session:
             row = _find(session, kind, identity, lock=True)
-            row.data = {**row.data, **changes}
+            row.data = {**row.data, **change(row.data)}
             return _record(row)
 
     def remove(self, kind: DocumentKind, identity: str) -> None:

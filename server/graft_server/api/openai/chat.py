@@ -22,7 +22,7 @@ from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disc
 from graft_server.services import Services
 from graft_server.serving.choices import answer_all, choices, stream_all
 from graft_server.serving.pipeline import Plan, plan_messages
-from graft_server.serving.predictor import Answer, Piece
+from graft_server.serving.predictor import Answer, Piece, Terms
 
 router = APIRouter(prefix="/v1/chat", tags=["openai"])
 
@@ -37,18 +37,39 @@ async def chat_completions(
     messages = messages_of(body.messages)
     plan = await asyncio.to_thread(_plan, services, body.model, messages, sampling, body.user)
     plans = choices(plan, body.n or 1)
-    head: dict[str, Any] = {
-        "id": f"chatcmpl-{time.time_ns():x}",
-        "created": int(time.time()),
-        "system_fingerprint": services.system_fingerprint,
-    }
+    head = _head(services)
     if body.stream:
         items = await begin(request, stream_all(services.predictor, plans, terms))
         head["model"] = plan.answering.ref
         chunks = _chunks(items, head, len(plans), bool(body.logprobs), include_usage)
         return StreamResponse(chunks, media_type=EVENTS, headers=route_headers(plan.answering))
     answers = await until_disconnect(request, answer_all(services.predictor, plans, terms))
-    document = {
+    return JSONResponse(_whole(body, head, plan, answers), headers=route_headers(plan.answering))
+
+
+async def complete(services: Services, body: ChatCompletionRequest, terms: Terms) -> dict[str, Any]:
+    """The whole answer to a request that nobody waits for on a connection.
+
+    Raises:
+        ProblemError: as for any request.
+    """
+    plan = await asyncio.to_thread(
+        _plan, services, body.model, messages_of(body.messages), sampling_of(body), body.user
+    )
+    plans = choices(plan, body.n or 1)
+    return _whole(body, _head(services), plan, await answer_all(services.predictor, plans, terms))
+
+
+def _head(services: Services) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{time.time_ns():x}",
+        "created": int(time.time()),
+        "system_fingerprint": services.system_fingerprint,
+    }
+
+
+def _whole(body: ChatCompletionRequest, head: dict[str, Any], plan: Plan, answers: Sequence[Answer]) -> dict[str, Any]:
+    return {
         **head,
         "model": plan.answering.ref,
         "object": "chat.completion",
@@ -61,9 +82,8 @@ async def chat_completions(
             }
             for index, answer in enumerate(answers)
         ],
-        "usage": usage_of([answer.usage for answer in answers], len(plans)).model_dump(),
+        "usage": usage_of([answer.usage for answer in answers], len(answers)).model_dump(),
     }
-    return JSONResponse(document, headers=route_headers(plan.answering))
 
 
 def _plan(

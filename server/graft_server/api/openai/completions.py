@@ -23,7 +23,7 @@ from graft_server.problems import ProblemError
 from graft_server.services import Services
 from graft_server.serving.choices import answer_all, choices, stream_all
 from graft_server.serving.pipeline import Plan, plan_verbatim
-from graft_server.serving.predictor import Answer, Piece
+from graft_server.serving.predictor import Answer, Piece, Terms
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -35,48 +35,65 @@ _DEFAULT_MAX_TOKENS = 16
 async def completions(body: CompletionRequest, request: Request, services: ServicesDep, terms: TermsDep) -> Response:
     """Continue one or several texts, whole or streamed, each once or `n` times."""
     include_usage = wants_usage(body)
-    sampling = {"max_tokens": _DEFAULT_MAX_TOKENS, **sampling_of(body)}
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    if not prompts:
-        raise ProblemError("invalid-request", "`prompt` holds no text", param="prompt")
     n = body.n or 1
-    planned = await asyncio.to_thread(_plan, services, body.model, prompts, sampling, body.user)
-    plans = [each for plan in planned for each in choices(plan, n)]
-    head: dict[str, Any] = {
+    plans = await asyncio.to_thread(_plans, services, body)
+    head = _head(services)
+    if body.stream:
+        items = await begin(request, stream_all(services.predictor, plans, terms))
+        head["model"] = plans[0].answering.ref
+        chunks = _chunks(items, head, n, body.logprobs is not None, include_usage)
+        return StreamResponse(chunks, media_type=EVENTS, headers=route_headers(plans[0].answering))
+    answers = await until_disconnect(request, answer_all(services.predictor, plans, terms))
+    return JSONResponse(_whole(body, head, plans, answers), headers=route_headers(plans[0].answering))
+
+
+async def complete(services: Services, body: CompletionRequest, terms: Terms) -> dict[str, Any]:
+    """The whole answer to a request that nobody waits for on a connection.
+
+    Raises:
+        ProblemError: as for any request.
+    """
+    plans = await asyncio.to_thread(_plans, services, body)
+    return _whole(body, _head(services), plans, await answer_all(services.predictor, plans, terms))
+
+
+def _head(services: Services) -> dict[str, Any]:
+    return {
         "id": f"cmpl-{time.time_ns():x}",
         "object": "text_completion",
         "created": int(time.time()),
         "system_fingerprint": services.system_fingerprint,
     }
-    wants_logprobs = body.logprobs is not None
-    if body.stream:
-        items = await begin(request, stream_all(services.predictor, plans, terms))
-        head["model"] = plans[0].answering.ref
-        chunks = _chunks(items, head, n, wants_logprobs, include_usage)
-        return StreamResponse(chunks, media_type=EVENTS, headers=route_headers(plans[0].answering))
-    answers = await until_disconnect(request, answer_all(services.predictor, plans, terms))
-    document = {
+
+
+def _whole(
+    body: CompletionRequest, head: dict[str, Any], plans: Sequence[Plan], answers: Sequence[Answer]
+) -> dict[str, Any]:
+    return {
         **head,
         "model": plans[0].answering.ref,
         "choices": [
             {
                 "index": index,
                 "text": answer.parsed.text,
-                "logprobs": completion_logprobs(answer.tokens) if wants_logprobs else None,
+                "logprobs": completion_logprobs(answer.tokens) if body.logprobs is not None else None,
                 "finish_reason": answer.finish_reason,
             }
             for index, answer in enumerate(answers)
         ],
-        "usage": usage_of([answer.usage for answer in answers], n).model_dump(),
+        "usage": usage_of([answer.usage for answer in answers], body.n or 1).model_dump(),
     }
-    return JSONResponse(document, headers=route_headers(plans[0].answering))
 
 
-def _plan(
-    services: Services, model: str, prompts: Sequence[str], sampling: dict[str, Any], key: str | None
-) -> list[Plan]:
-    route = services.resolver.resolve(model, None, prompts[0], key=key)
-    return [plan_verbatim(route, prompt, sampling=sampling) for prompt in prompts]
+def _plans(services: Services, body: CompletionRequest) -> list[Plan]:
+    """``n`` plans for each prompt, side by side. Blocking."""
+    sampling = {"max_tokens": _DEFAULT_MAX_TOKENS, **sampling_of(body)}
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if not prompts:
+        raise ProblemError("invalid-request", "`prompt` holds no text", param="prompt")
+    route = services.resolver.resolve(body.model, None, prompts[0], key=body.user)
+    planned = (plan_verbatim(route, prompt, sampling=sampling) for prompt in prompts)
+    return [each for plan in planned for each in choices(plan, body.n or 1)]
 
 
 async def _chunks(

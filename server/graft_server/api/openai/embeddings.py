@@ -15,6 +15,7 @@ from graft_server.api.deps import ServicesDep, TermsDep, require_engine
 from graft_server.api.streaming import until_disconnect
 from graft_server.problems import ProblemError
 from graft_server.services import Services
+from graft_server.serving.predictor import Terms
 
 router = APIRouter(prefix="/v1/embeddings", tags=["openai"])
 
@@ -27,10 +28,19 @@ async def embeddings(
     body: EmbeddingRequest, request: Request, services: ServicesDep, terms: TermsDep
 ) -> dict[str, Any]:
     """Embed one or several texts with the base model, as numbers or as base64 of them."""
+    return await until_disconnect(request, complete(services, body, terms))
+
+
+async def complete(services: Services, body: EmbeddingRequest, terms: Terms) -> dict[str, Any]:
+    """The vectors of a request, whoever waits for them.
+
+    Raises:
+        ProblemError: as for any request.
+    """
     texts = _texts(body)
     await asyncio.to_thread(_require_base, services, body.model)
     require_engine(services)
-    embedded = await until_disconnect(request, services.embedder.embed(texts, terms))
+    embedded = await services.embedder.embed(texts, terms)
     encode = _packed if body.encoding_format == "base64" else list
     return {
         "object": "list",

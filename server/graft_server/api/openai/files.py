@@ -16,7 +16,9 @@ from graft_server.api.openai.file_rows import check_rows
 from graft_server.api.openai.pages import After, Order, page_of
 from graft_server.api.uploads import staged
 from graft_server.registry.documents import DocumentRecord
+from graft_server.registry.errors import ConflictError
 from graft_server.services import Services
+from graft_server.serving.batches import FINISHED
 
 router = APIRouter(prefix="/v1/files", tags=["openai"])
 
@@ -93,4 +95,15 @@ def file_object(record: DocumentRecord) -> FileObject:
 
 
 def _delete(services: Services, file_id: str) -> None:
+    """
+    Raises:
+        UnknownError: there is none.
+        ConflictError: a batch that is not finished needs it.
+    """
+    services.registry.files.get(file_id)
+    users = services.registry.documents.list(
+        "batch", limit=1, keep=lambda data: data["input_file_id"] == file_id and data["status"] not in FINISHED
+    )
+    if users:
+        raise ConflictError(f"file {file_id!r} is in use by batch {users[0].id!r}, which is not finished")
     services.registry.files.remove(file_id)
