@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from contextlib import AsyncExitStack, closing
+from functools import partial
 
 from fastapi import FastAPI
 
@@ -37,7 +38,9 @@ from graft_server.api import (
     routes,
     tasks,
 )
-from graft_server.api.openai import chat, completions, embeddings, models
+from graft_server.api.openai import batches, chat, completions, embeddings, files, fine_tuning, models
+from graft_server.api.openai.batch_calls import BatchCalls
+from graft_server.api.openai.file_rows import read_batch
 from graft_server.api.views import job_info, version_info
 from graft_server.config import Settings
 from graft_server.engine.base import Engine, EngineError
@@ -58,6 +61,8 @@ from graft_server.routing.auto.choice import AutoRouter
 from graft_server.routing.resolver import Resolver
 from graft_server.routing.states import StateCache
 from graft_server.services import UPLOADS, Services, base_name
+from graft_server.serving.batches import FOLDER as BATCHES
+from graft_server.serving.batches import BatchRunner
 from graft_server.serving.cleaner import Cleaner
 from graft_server.serving.embedder import Embedder
 from graft_server.serving.evaluator import Evaluator
@@ -69,6 +74,9 @@ from graft_server.serving.shadows import FOLDER, Shadows
 from graft_server.training.runner import JobRunner
 
 log = logging.getLogger(__name__)
+
+#: Requests of batches in the engine at once at most: a batch needs no more to be fast.
+_MOST_PLACES = 64
 
 _ROUTERS = (
     health.router,
@@ -88,6 +96,9 @@ _ROUTERS = (
     chat.router,
     completions.router,
     embeddings.router,
+    files.router,
+    batches.router,
+    fine_tuning.router,
 )
 
 
@@ -247,6 +258,10 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     await runner.start()
     stack.push_async_callback(runner.stop)
     services.jobs = runner
+    answering = batch_runner(services)
+    await answering.start()
+    stack.push_async_callback(answering.stop)
+    services.batches = answering
     progress.close()
     sys.stdout.write(f"Serving {base.name} at {url}\n")
     sys.stdout.flush()
@@ -271,6 +286,18 @@ def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
         evaluate=JobResults(services.host, services.evaluator).evaluate,
         on_published=published,
         on_finished=lambda job: tell("job_finished", job_info(job)),
+    )
+
+
+def batch_runner(services: Services) -> BatchRunner:
+    """What answers batches, over the same routes as everybody's requests."""
+    return BatchRunner(
+        services.registry,
+        services.keyring,
+        BatchCalls(services),
+        partial(read_batch, services.host),
+        services.settings.data_dir / BATCHES,
+        places=min(services.settings.max_sequences, _MOST_PLACES),
     )
 
 

@@ -164,13 +164,18 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     if wants_json and not (media_type == "application/json" or media_type.endswith("+json")):
         detail = f"send the body as JSON with `Content-Type: application/json`, not {media_type or 'without a type'}"
         return problem_response(ProblemError("unsupported-media-type", detail), openai=openai)
+    return problem_response(validation_problem(items, openai=openai), openai=openai)
+
+
+def validation_problem(items: Sequence[Any], *, openai: bool) -> ProblemError:
+    """The problem of a document that is no request; ``items`` are pydantic's errors."""
     errors = [FieldError(place=_place(item["loc"]), message=_message(item)) for item in items]
     first = errors[0]
     detail = f"{first.place}: {first.message}"
     if len(errors) > 1:
         detail += f" (and {len(errors) - 1} more)"
     param = first.place if openai else None
-    return problem_response(ProblemError("invalid-request", detail, errors=errors, param=param), openai=openai)
+    return ProblemError("invalid-request", detail, errors=errors, param=param)
 
 
 def _place(loc: Sequence[Any]) -> str:

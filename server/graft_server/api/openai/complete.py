@@ -15,6 +15,9 @@ from graft_server.services import Services
 from graft_server.serving.predictor import Terms
 
 
+Asked = ChatCompletionRequest | CompletionRequest | EmbeddingRequest
+
+
 @overload
 async def complete(
     services: Services, body: ChatCompletionRequest, terms: Terms, principal: Principal | None = None
@@ -29,7 +32,7 @@ async def complete(
 ) -> EmbeddingList: ...
 async def complete(
     services: Services,
-    body: ChatCompletionRequest | CompletionRequest | EmbeddingRequest,
+    body: Asked,
     terms: Terms,
     principal: Principal | None = None,
 ) -> ChatCompletion | Completion | EmbeddingList:
