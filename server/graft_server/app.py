@@ -143,7 +143,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         resolver=resolver,
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
-        embedder=Embedder(engine, turnstile, metrics),
+        embedder=Embedder(engine, turnstile, metrics, observers),
         pins=pins,
         profiles=profiles,
         guards=guards,
