@@ -39,7 +39,7 @@ class Inputs:
             self._check_tokens("prompt", prompt.tokens)
             return list(prompt.tokens)
         try:
-            tokens = encode_prompt(self._tokenizer, prompt.messages, prompt.text)
+            tokens = encode_prompt(self._tokenizer, prompt.messages, prompt.text, prompt.tools)
         except Exception as error:  # a chat template is a program of the model's authors
             raise InvalidRequestError(f"the base model's chat template refuses the messages: {error}") from error
         if not tokens:
