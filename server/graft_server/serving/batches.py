@@ -88,7 +88,7 @@ class BatchRunner:
         """Ask no more requests of a batch whose document says that it is to end."""
         run = self._runs.get(batch_id)
         if run is not None:
-            run.cancelled = True
+            run.ending.set()
             if run.asking is not None:
                 run.asking.cancel()
 
@@ -118,7 +118,8 @@ class BatchRunner:
                 await self._fail(record.id, faults)
                 return
             await self._move(record.id, "in_progress", total=total)
-            run.cancelled = run.cancelled or record.data["status"] == "cancelling"
+            if record.data["status"] == "cancelling":
+                run.ending.set()
             with await asyncio.to_thread(PartialResults, self._folder / record.id) as results:
                 outcome = await self._answer(record, run, path, results)
                 record = await self._settle(record.id, outcome, results)
@@ -140,7 +141,7 @@ class BatchRunner:
 
     async def _answer(self, record: DocumentRecord, run: _Run, path: Path, results: PartialResults) -> str:
         """Ask what is not answered yet; how it ended."""
-        if run.cancelled:
+        if run.ending.is_set():
             return "cancelled"
         lines = (line for line in self._read(path) if isinstance(line, BatchLine))
         left = (line for line in lines if line.custom_id not in results.done)
@@ -152,7 +153,7 @@ class BatchRunner:
             await asyncio.to_thread(_expire, results, self._read(path))
             return "expired"
         except asyncio.CancelledError:
-            if not run.cancelled or self._stopping.is_set():
+            if not run.ending.is_set() or self._stopping.is_set():
                 raise
             return "cancelled"
         except ExceptionGroup as errors:
@@ -247,7 +248,8 @@ class _Run:
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.asking: asyncio.Future[None] | None = None
-        self.cancelled = False
+        #: Nothing more of it is to be asked.
+        self.ending = asyncio.Event()
 
 
 def _expire(results: PartialResults, lines: Iterator[BatchLine | DataError]) -> None:

@@ -14,7 +14,6 @@ from graft_server.api.openai.embeddings import embed
 from graft_server.services import Services
 from graft_server.serving.predictor import Terms
 
-
 Asked = ChatCompletionRequest | CompletionRequest | EmbeddingRequest
 
 
