@@ -26,6 +26,9 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+TokenId = Annotated[int, Field(ge=0)]
+
+
 class Message(_Frozen):
     """One turn of a conversation."""
 
@@ -34,14 +37,16 @@ class Message(_Frozen):
 
 
 class Prompt(_Frozen):
-    """What the model reads: messages for the base model's chat template, or text taken verbatim.
+    """What the model reads: messages for the base model's chat template, or text taken verbatim, or the base model's
+    tokens themselves.
 
-    Exactly one of the two is set. Give a short system message of your own: many chat templates otherwise add
+    Exactly one of the three is set. Give a short system message of your own: many chat templates otherwise add
     a long default one.
     """
 
     messages: tuple[Message, ...] = ()
     text: str | None = None
+    tokens: tuple[TokenId, ...] = ()
 
     @classmethod
     def chat(cls, user: str, *, system: str | None = None) -> Prompt:
@@ -57,7 +62,6 @@ class TrainingPair(_Frozen):
     target: str
 
 
-TokenId = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 
 

@@ -86,6 +86,7 @@ NEEDS: dict[str, Need] = {
     "POST /api/evaluations": _QUERY,
     "GET /v1/models": _ANY,
     "GET /v1/models/{model:path}": _ANY,
+    "DELETE /v1/models/{model:path}": _MANAGE,
     "POST /v1/chat/completions": _QUERY,
     "POST /v1/completions": _QUERY,
     "POST /v1/embeddings": _QUERY,

@@ -35,10 +35,11 @@ class ChatMessage(msgspec.Struct, frozen=True):
 
 
 class PromptInput(msgspec.Struct, frozen=True):
-    """Messages for the base model's chat template, or text taken verbatim."""
+    """Messages for the base model's chat template, or text taken verbatim, or the base model's tokens."""
 
     messages: tuple[ChatMessage, ...] = ()
     text: str | None = None
+    tokens: tuple[int, ...] = ()
 
 
 class SamplingParams(msgspec.Struct, frozen=True):

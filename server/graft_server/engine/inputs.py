@@ -32,8 +32,12 @@ class Inputs:
         """Its tokens.
 
         Raises:
-            InvalidRequestError: the chat template refuses it, or nothing is left of it.
+            InvalidRequestError: the chat template refuses it, nothing is left of it, or a token is none of the base
+                model's.
         """
+        if prompt.tokens:
+            self._check_tokens("prompt", prompt.tokens)
+            return list(prompt.tokens)
         try:
             tokens = encode_prompt(self._tokenizer, prompt.messages, prompt.text)
         except Exception as error:  # a chat template is a program of the model's authors

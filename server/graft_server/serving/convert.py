@@ -28,7 +28,7 @@ def version_source(version: VersionRecord) -> engine.AdapterSource:
 
 def prompt_input(prompt: tasks.Prompt) -> engine.PromptInput:
     messages = tuple(engine.ChatMessage(message.role, message.content) for message in prompt.messages)
-    return engine.PromptInput(messages=messages, text=prompt.text)
+    return engine.PromptInput(messages=messages, text=prompt.text, tokens=prompt.tokens)
 
 
 def sampling_params(sampling: tasks.Sampling) -> engine.SamplingParams:

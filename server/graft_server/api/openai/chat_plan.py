@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from graft_client.schemas.openai import ChatCompletionRequest
 from graft_client.schemas.openai_answers import AnswerMessage, ChatChoice, ChatCompletion
 from graft_plugins.task import Message
-from graft_server.api.openai.shapes import chat_logprobs, messages_of, sampling_of, usage_of
+from graft_server.api.openai.shapes import chat_logprobs, constraint_of, messages_of, sampling_of, usage_of
 from graft_server.services import Services
 from graft_server.serving.choices import answer_all, choices
 from graft_server.serving.pipeline import Plan, plan_messages
@@ -57,15 +57,17 @@ async def plan_chat(services: Services, body: ChatCompletionRequest) -> ChatPlan
     """Route the conversation and build its prompt.
 
     Raises:
-        ProblemError: parameters that contradict each other, or a conversation that the adapter's task refuses.
+        ProblemError: parameters that contradict each other, or what the adapter's task refuses: a conversation, or a
+            format of the answer.
         UnknownError: there is no such model.
     """
     sampling = sampling_of(body)
     messages = messages_of(body.messages)
+    constraint = constraint_of(body.response_format)
 
     def plan() -> Plan:
         route = services.resolver.resolve(body.model, None, _told(messages), key=body.user)
-        return plan_messages(route, messages, sampling=sampling)
+        return plan_messages(route, messages, sampling=sampling, constraint=constraint)
 
     planned = await asyncio.to_thread(plan)
     return ChatPlan(body, planned, choices(planned, body.n or 1))

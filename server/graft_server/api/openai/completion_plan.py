@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from graft_client.schemas.openai import CompletionRequest
 from graft_client.schemas.openai_answers import Completion, CompletionChoice
-from graft_server.api.openai.shapes import completion_logprobs, sampling_of, usage_of
+from graft_server.api.openai.shapes import completion_logprobs, prompts_of, sampling_of, usage_of
 from graft_server.problems import ProblemError
 from graft_server.services import Services
 from graft_server.serving.choices import answer_all, choices
@@ -33,6 +33,10 @@ class CompletionPlan:
         """Choices for each prompt."""
         return self.body.n or 1
 
+    def echoed(self, index: int) -> str:
+        """What stands before the text of a choice."""
+        return self.plans[index].prompt.text or "" if self.body.echo else ""
+
     async def answer(self, services: Services, terms: Terms) -> Completion:
         """All choices whole; the first failure ends the others.
 
@@ -47,7 +51,7 @@ class CompletionPlan:
             choices=[
                 CompletionChoice(
                     index=index,
-                    text=answer.parsed.text,
+                    text=self.echoed(index) + answer.parsed.text,
                     logprobs=completion_logprobs(answer.tokens) if self.body.logprobs is not None else None,
                     finish_reason=answer.finish_reason,
                 )
@@ -62,16 +66,19 @@ async def plan_completion(services: Services, body: CompletionRequest) -> Comple
     """Route the prompts, each as it is.
 
     Raises:
-        ProblemError: there is no prompt, or parameters contradict each other.
+        ProblemError: there is no prompt, parameters contradict each other, or what is asked for can't be had.
         UnknownError: there is no such model.
     """
     sampling = {"max_tokens": _DEFAULT_MAX_TOKENS, **sampling_of(body)}
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    if not prompts:
-        raise ProblemError("invalid-request", "`prompt` holds no text", param="prompt")
+    prompts = prompts_of(body)
+    if body.echo and body.logprobs is not None:
+        detail = "`echo` gives no log-probabilities of the prompt; leave `logprobs` or `echo` out"
+        raise ProblemError("unsupported-parameter", detail, param="logprobs")
+    if body.echo and any(prompt.tokens for prompt in prompts):
+        raise ProblemError("unsupported-parameter", "`echo` needs prompts that are texts", param="echo")
 
     def plan() -> list[Plan]:
-        route = services.resolver.resolve(body.model, None, prompts[0], key=body.user)
+        route = services.resolver.resolve(body.model, None, prompts[0].text or "", key=body.user)
         return [plan_verbatim(route, prompt, sampling=sampling) for prompt in prompts]
 
     planned = await asyncio.to_thread(plan)

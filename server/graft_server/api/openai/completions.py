@@ -23,6 +23,8 @@ from graft_server.serving.predictor import Answer, Piece
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
+_EMPTY: dict[str, Any] = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
+
 
 @router.post("/completions", response_model=Completion)
 async def completions(body: CompletionRequest, request: Request, services: ServicesDep, terms: TermsDep) -> Response:
@@ -57,8 +59,11 @@ async def _chunks(
     offsets: Counter[int] = Counter()
     async with aclosing(items):
         try:
+            for index in range(len(planned.plans)):
+                if echoed := planned.echoed(index):
+                    yield chunk({**base, "choices": [{**_EMPTY, "index": index, "text": echoed}]})
             async for index, item in items:
-                choice: dict[str, Any] = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
+                choice: dict[str, Any] = {**_EMPTY, "index": index}
                 if isinstance(item, Piece):
                     choice["text"] = item.text
                     if planned.body.logprobs is not None:

@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from graft_client.schemas.common import Usage
-from graft_client.schemas.openai import ChatCompletionRequest, ChatMessage, CompletionRequest, OpenAIUsage
-from graft_plugins.task import Message
+from graft_client.schemas.openai import (
+    ChatCompletionRequest,
+    ChatMessage,
+    CompletionRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    OpenAIUsage,
+    TextFormat,
+)
+from graft_plugins.task import Constraint, JsonSchema, Message, Prompt
 from graft_server.engine.base import TokenLogprob
 from graft_server.problems import ProblemError
 
@@ -66,6 +74,33 @@ def wants_usage(body: ChatCompletionRequest | CompletionRequest) -> bool:
     if body.stream_options is not None and not body.stream:
         raise ProblemError("invalid-request", "`stream_options` needs `stream` to be true", param="stream_options")
     return bool((body.stream_options or {}).get("include_usage"))
+
+
+def constraint_of(wanted: TextFormat | JsonObjectFormat | JsonSchemaFormat | None) -> Constraint | None:
+    """What a format makes the answer match."""
+    match wanted:
+        case JsonObjectFormat():
+            return JsonSchema(json_schema={"type": "object"})
+        case JsonSchemaFormat():
+            return JsonSchema(json_schema=wanted.json_schema.schema_)
+        case _:
+            return None
+
+
+def prompts_of(body: CompletionRequest) -> list[Prompt]:
+    """
+    Raises:
+        ProblemError: there is none, or one is an empty list of tokens.
+    """
+    match body.prompt:
+        case str() as text:
+            return [Prompt(text=text)]
+        case [int(), *_] as tokens:
+            return [Prompt(tokens=tuple(tokens))]
+        case several if several and all(isinstance(each, str) or each for each in several):
+            return [Prompt(text=each) if isinstance(each, str) else Prompt(tokens=tuple(each)) for each in several]
+        case _:
+            raise ProblemError("invalid-request", "`prompt` holds no text", param="prompt")
 
 
 def messages_of(messages: Sequence[ChatMessage]) -> list[Message]:
