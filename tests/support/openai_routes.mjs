@@ -95,5 +95,5 @@ seen.batch = Object.fromEntries(
 seen.batches = (await all(client.batches.list({ limit: 1 }))).length;
 seen.tooLate = await refused(client.batches.cancel(batch.id));
 
-seen.deleted = (await client.files.delete(training.id)).deleted;
+seen.deleted = [(await client.files.delete(training.id)).deleted, (await client.models.delete("de")).deleted];
 console.log(JSON.stringify(seen));

@@ -39,7 +39,7 @@ async def test_every_route(services: Services, tmp_path: Path) -> None:
         assert process.returncode == 0, err.decode()
         figures = (await http.get("/metrics")).text
     assert json.loads(out) == {
-        "models": ["tiny", "de"],
+        "models": ["tiny", "de", "de@1"],
         "model": "de@1",
         "unknown": ["NotFoundError", 404, "model_not_found"],
         "chat": "de@1: hello you",
@@ -63,7 +63,7 @@ async def test_every_route(services: Services, tmp_path: Path) -> None:
         "batch": {f"r{n}": f"de@1: text {n}" for n in range(3)},
         "batches": 1,
         "tooLate": ["BadRequestError", 400, "conflict"],
-        "deleted": True,
+        "deleted": [True, True],
     }
     asked = set(re.findall(r'graft_http_requests_total{method="(\w+)",route="(/v1/[^"]*)"', figures))
     paths = create_app(services).openapi()["paths"]
