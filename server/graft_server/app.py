@@ -259,9 +259,10 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     stack.push_async_callback(runner.stop)
     services.jobs = runner
     answering = batch_runner(services)
-    await answering.start()
     stack.push_async_callback(answering.stop)
+    # First, so that a batch that comes in meanwhile is in neither's blind spot.
     services.batches = answering
+    await answering.start()
     progress.close()
     sys.stdout.write(f"Serving {base.name} at {url}\n")
     sys.stdout.flush()

@@ -80,7 +80,9 @@ class BatchRunner:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def begin(self, batch_id: str) -> None:
-        """Work on a batch that is new, or that a server has left."""
+        """Work on a batch that is new, or that a server has left, unless it is at work already."""
+        if batch_id in self._runs:
+            return
         run = self._runs[batch_id] = _Run()
         run.task = asyncio.create_task(self._run(batch_id, run), name=batch_id)
 
@@ -94,11 +96,12 @@ class BatchRunner:
 
     async def _run(self, batch_id: str, run: _Run) -> None:
         try:
-            async with self._turns:
-                record = await self._ask(self._registry.documents.get, "batch", batch_id)
-                principal = await self._keyring.holder(record.data["key"])
-                with self._keyring.lease(principal) as lease, principal.acting(lease):
-                    await self._work(record, run)
+            record = await self._ask(self._registry.documents.get, "batch", batch_id)
+            if record.data["status"] in FINISHED:
+                return
+            principal = await self._keyring.holder(record.data["key"])
+            with self._keyring.lease(principal) as lease, principal.acting(lease):
+                await self._work(record, run)
         except Exception as error:
             problem = as_problem(error)
             if problem is None:
@@ -164,6 +167,7 @@ class BatchRunner:
         return "completed"
 
     async def _ask_all(self, batch_id: str, lines: Iterator[BatchLine], results: PartialResults) -> None:
+        """In turn with other batches. Raises an ``ExceptionGroup`` of what ends the batch."""
         noted = time.monotonic()
 
         async def work() -> None:
@@ -175,7 +179,7 @@ class BatchRunner:
                     noted = time.monotonic()
                     await self._ask(self._registry.documents.update, "batch", batch_id, counts=dict(results.counts))
 
-        async with asyncio.TaskGroup() as group:
+        async with self._turns, asyncio.TaskGroup() as group:
             for _ in range(self._width):
                 group.create_task(work())
 

@@ -240,6 +240,17 @@ async def test_a_batch_that_was_to_end_while_no_server_ran(services: Services) -
         assert (done.status, done.output_file_id, engine_of(services).requests) == ("cancelled", None, [])
 
 
+async def test_a_batch_that_waits_for_its_turn_can_be_cancelled(sdk: Sdk, services: Services) -> None:
+    engine_of(services).hold()
+    before = [await submit(sdk, many(1)) for _ in range(8)]
+    waiting = await submit(sdk, many(1))
+    await until(sdk, waiting.id, lambda b: b.status == "in_progress")
+    await sdk.asynchronous.batches.cancel(waiting.id)
+    assert (await ended(sdk, waiting.id)).status == "cancelled"
+    engine_of(services).release()
+    assert {(await ended(sdk, batch.id)).status for batch in before} == {"completed"}
+
+
 async def test_a_batch_expires_and_says_so_of_each_request_that_is_left(sdk: Sdk, services: Services) -> None:
     engine_of(services).hold()
     done = await ended(sdk, (await submit(sdk, many(3), window="1s")).id)

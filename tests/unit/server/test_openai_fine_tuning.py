@@ -150,8 +150,9 @@ async def test_events_are_paged_and_streamed(sdk: Sdk, services: Services, tmp_p
     assert blocking == newest_first
     # Begun before the job was, it has told each event and its end.
     assert await following == [event.id for event in reversed(newest_first)]
-    with pytest.raises(openai.BadRequestError, match="no event 'ftevent-none'"):
-        await jobs.list_events(job.id, after="ftevent-none")
+    for unknown in ("ftevent-none", f"{newest_first[0].id}{'0' * 20}"):
+        with pytest.raises(openai.BadRequestError, match=f"no event '{unknown}'"):
+            await jobs.list_events(job.id, after=unknown)
 
 
 async def _follow(sdk: Sdk, job_id: str) -> list[str]:

@@ -86,7 +86,8 @@ def event_number(job_id: str, event_id: str) -> int:
         ProblemError: this job has no such event.
     """
     number = event_id.removeprefix(f"ftevent-{job_id}-")
-    if number == event_id or not number.isdecimal():
+    # Longer ones than a database can count are nobody's.
+    if number == event_id or not number.isdecimal() or len(number) > 18:
         raise ProblemError("invalid-request", f"`after`: the job has no event {event_id!r}", param="after")
     return int(number)
 
