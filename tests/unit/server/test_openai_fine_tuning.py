@@ -18,7 +18,7 @@ from graft_server.registry.records import JobRecord
 from graft_server.services import Services
 from support.openai_sdk import Sdk, openai_sdk
 from support.scripted_engine import FINGERPRINT
-from support.serving import adapter_files
+from support.serving import adapter_files, engine_of
 
 CHATS = [
     {"messages": [{"role": "user", "content": f"Count to {n}"}, {"role": "assistant", "content": f"{n}!"}]}
@@ -194,6 +194,20 @@ async def test_a_job_is_paused_resumed_and_cancelled(sdk: Sdk, services: Service
     await jobs.pause(job.id)
     assert (await jobs.cancel(job.id)).status == "cancelled"
     assert (await asyncio.to_thread(sdk.blocking.fine_tuning.jobs.retrieve, job.id)).status == "cancelled"
+
+
+async def test_the_sdk_tries_again_while_the_engine_starts(sdk: Sdk, services: Services) -> None:
+    file = await upload(sdk)
+    engine = engine_of(services)
+    engine.state = "starting"
+    with pytest.raises(openai.InternalServerError, match="the engine is starting") as refused:
+        await create(sdk, training_file=file)
+    assert (refused.value.status_code, refused.value.code) == (503, "not_ready")
+    patient = sdk.asynchronous.with_options(max_retries=2)
+    creating = asyncio.create_task(patient.fine_tuning.jobs.create(model="base", training_file=file))
+    await asyncio.sleep(0.3)
+    engine.state = "ready"
+    assert (await creating).status == "queued"
 
 
 async def test_a_failed_job_says_why(sdk: Sdk, services: Services) -> None:
