@@ -113,6 +113,30 @@ def test_upload_fine_tune_call_batch_kill_and_delete(tiny_model: Path, tmp_path:
         assert client.fine_tuning.jobs.retrieve(job.id).status == "succeeded"
 
 
+def test_a_paused_job_goes_on_from_its_checkpoint(server: ServerProcess) -> None:
+    with sdk(server) as client:
+        training = client.files.create(file=("sums.jsonl", jsonl(CHATS)), purpose="fine-tune")
+        jobs = client.fine_tuning.jobs
+        options = {"r": 4, "max_steps": 60, "batch_size": 4, "checkpoint_every": 1000, "eval_rows": 1}
+        job = jobs.create(model="base", training_file=training.id, suffix="patient", extra_body={"options": options})
+
+        def steps() -> list[int]:
+            """Those that were told, the oldest first; the last attempt's steps follow those of the first."""
+            return [event.data["step"] for event in jobs.list_events(job.id) if event.type == "metrics"][::-1]
+
+        eventually(steps, within=60, what="a step")
+        jobs.pause(job.id)
+        eventually(lambda: jobs.retrieve(job.id).status == "paused", what="paused")
+        [checkpoint] = jobs.checkpoints.list(job.id)
+        assert 0 < checkpoint.step_number < 60
+        before = len(steps())
+        assert jobs.resume(job.id).status == "queued"
+        eventually(lambda: jobs.retrieve(job.id).status == "succeeded", within=60, what="succeeded")
+        assert steps()[before] == checkpoint.step_number + 1
+        assert jobs.retrieve(job.id).fine_tuned_model == "patient@1"
+        assert [each.step_number for each in jobs.checkpoints.list(job.id)] == [60, checkpoint.step_number]
+
+
 def _followed_to_its_end(client: OpenAI, job_id: str) -> str:
     """The model that a job has come out with, once its events say so."""
     jobs = client.fine_tuning.jobs

@@ -239,7 +239,7 @@ async def test_another_task_and_method_as_extra_fields(sdk: Sdk, services: Servi
     ("fields", "told", "param"),
     [
         ({"model": "gpt-4o-mini"}, "no adapter 'gpt-4o-mini'", None),
-        ({"suffix": "Über"}, "can't name an adapter", None),
+        ({"suffix": "Über"}, "can't name an adapter", "suffix"),
         ({"hyperparameters": {"n_epochs": 0}}, "greater than or equal to 1", "hyperparameters.n_epochs"),
         ({"method": {"type": "dpo"}}, "'supervised'", "method"),
         ({"extra_body": {"method": "lorra"}}, "did you mean 'lora'", None),

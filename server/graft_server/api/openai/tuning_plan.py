@@ -13,6 +13,7 @@ from graft_client.schemas.openai_tuning import FineTuningCreate
 from graft_server.api.datasets import store_dataset
 from graft_server.api.jobs import check_plan
 from graft_server.problems import ProblemError
+from graft_server.registry.errors import InvalidNameError
 from graft_server.registry.records import DatasetRecord, JobRecord
 from graft_server.registry.visibility import visible
 from graft_server.services import Services
@@ -30,7 +31,10 @@ def create_tuning(services: Services, body: FineTuningCreate) -> JobRecord:
     _require_base(services, body.model)
     adapter = _adapter_name(body.suffix)
     given = _options(services, body)
-    check_plan(services, JobPlan(task=body.task, adapter=adapter, method=body.method_name, options=given))
+    try:
+        check_plan(services, JobPlan(task=body.task, adapter=adapter, method=body.method_name, options=given))
+    except InvalidNameError as error:
+        raise ProblemError("invalid-name", str(error), param="suffix") from error
     dataset = _dataset(services, body.training_file, body.task, "training_file")
     if body.validation_file is not None:
         given["validation_dataset"] = _dataset(services, body.validation_file, body.task, "validation_file").id
