@@ -38,7 +38,7 @@ from graft_server.api import (
     routes,
     tasks,
 )
-from graft_server.api.openai import batches, chat, completions, embeddings, files, fine_tuning, models
+from graft_server.api.openai import batches, chat, completions, embeddings, files, fine_tuning, models, responses
 from graft_server.api.openai.batch_calls import BatchCalls
 from graft_server.api.openai.file_rows import read_batch
 from graft_server.api.views import job_info, version_info
@@ -96,6 +96,7 @@ _ROUTERS = (
     chat.router,
     completions.router,
     embeddings.router,
+    responses.router,
     files.router,
     batches.router,
     fine_tuning.router,
@@ -142,7 +143,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         resolver=resolver,
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
-        embedder=Embedder(engine, turnstile, metrics),
+        embedder=Embedder(engine, turnstile, metrics, observers),
         pins=pins,
         profiles=profiles,
         guards=guards,

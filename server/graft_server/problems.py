@@ -50,6 +50,7 @@ CODES: dict[str, tuple[int, str]] = {
     "body-too-large": (413, "The request body is too large"),
     "unsupported-media-type": (415, "The body has the wrong media type"),
     "invalid-request": (422, "The request is not valid"),
+    "previous-response-not-found": (422, "The response to go on from is not kept"),
     "unknown-parameter": (422, "No such parameter"),
     "unsupported-parameter": (422, "The parameter is not supported"),
     "invalid-name": (422, "The name is not valid"),

@@ -44,6 +44,15 @@ seen.completion = (await client.completions.create({ model: "base", prompt: "Onc
 seen.dimensions = (await client.embeddings.create({ model: "base", input: "text" })).data[0].embedding.length;
 seen.wrong = await refused(client.chat.completions.create({ model: "base", messages, temperature: 9 }));
 
+// Responses
+const response = await client.responses.create({ model: "de", input: "hello you" });
+seen.response = [response.output_text, (await client.responses.retrieve(response.id)).output_text];
+const parts = await client.responses.create({ model: "de", input: "again", previous_response_id: response.id, stream: true });
+seen.parts = "";
+for await (const event of parts) if (event.type === "response.output_text.delta") seen.parts += event.delta;
+await client.responses.delete(response.id);
+seen.gone = await refused(client.responses.retrieve(response.id));
+
 // Files
 const chat = { messages: [...messages, { role: "assistant", content: "hello" }] };
 const training = await client.files.create({ file: await jsonl("chats.jsonl", Array(4).fill(chat)), purpose: "fine-tune" });
