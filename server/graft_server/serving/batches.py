@@ -64,12 +64,18 @@ class BatchRunner:
         self._runs: dict[str, _Run] = {}
 
     async def start(self) -> None:
-        """Go on with every batch that is not finished."""
+        """Go on with every batch that is not finished; one whose input another server has is that one's."""
         unfinished = await self._ask(
             self._registry.documents.list, "batch", oldest_first=True, keep=lambda data: data["status"] not in FINISHED
         )
         for record in unfinished:
-            self.begin(record.id)
+            if not await self._ask(self._elsewhere, record.data["input_file_id"]):
+                self.begin(record.id)
+
+    def _elsewhere(self, file_id: str) -> bool:
+        """Whether a file is there, but not here."""
+        files = self._registry.files
+        return bool(self._registry.documents.by_ids("file", [file_id])) and not files.here(file_id)
 
     async def stop(self) -> None:
         """Leave every batch where it stands."""
@@ -177,7 +183,10 @@ class BatchRunner:
                     results.add(await self._result(line))
                 if time.monotonic() - noted >= _PACE:
                     noted = time.monotonic()
-                    await self._ask(self._registry.documents.update, "batch", batch_id, counts=dict(results.counts))
+                    counts = dict(results.counts)
+                    record = await self._ask(self._registry.documents.update, "batch", batch_id, counts=counts)
+                    if record.data["status"] == "cancelling":  # told to another server
+                        self.cancel(batch_id)
 
         async with self._turns, asyncio.TaskGroup() as group:
             for _ in range(self._width):

@@ -196,6 +196,27 @@ async def test_a_server_that_was_killed_goes_on_where_it_was(services: Services)
         assert not folder.exists()
 
 
+async def test_a_batch_whose_input_another_server_has_is_left_to_it(services: Services) -> None:
+    async with openai_sdk(services) as sdk:
+        batch = await submit(sdk, many(2))
+        content = services.registry.files.path(batch.input_file_id)
+        away = content.rename(content.with_name("elsewhere"))
+        async with at_work(services):
+            with pytest.raises(openai.BadRequestError, match="lies with another server"):
+                await sdk.asynchronous.files.content(batch.input_file_id)
+            assert (await sdk.asynchronous.batches.retrieve(batch.id)).status == "validating"
+            # As the other one's requests are: the runner that has it sees what was asked elsewhere.
+        away.rename(content)
+        engine_of(services).answer = lambda request: time.sleep(0.02) or "slow"
+        async with at_work(services) as runner:
+            busy = await submit(sdk, many(400))
+            await until(sdk, busy.id, lambda b: b.status == "in_progress")
+            services.batches = None
+            await sdk.asynchronous.batches.cancel(busy.id)
+            assert (await ended(sdk, busy.id)).status == "cancelled"
+            services.batches = runner
+
+
 async def test_a_batch_whose_end_was_cut_off_ends_with_the_same_files(services: Services) -> None:
     async with openai_sdk(services) as sdk, at_work(services):
         done = await ended(sdk, (await submit(sdk, many(3))).id)

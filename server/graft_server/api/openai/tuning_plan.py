@@ -95,7 +95,7 @@ def _dataset(services: Services, file_id: str, task: str, param: str) -> Dataset
     services.uploads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=services.uploads) as folder:
         path = Path(folder) / record.data["filename"]
-        shutil.copyfile(services.registry.files.path(file_id), path)
+        shutil.copyfile(services.registry.files.content(file_id), path)
         try:
             return store_dataset(services, task, [path], "jsonl")
         except ProblemError as error:
