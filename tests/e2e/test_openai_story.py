@@ -66,6 +66,8 @@ def test_upload_fine_tune_call_batch_kill_and_delete(tiny_model: Path, tmp_path:
         checkpoints = [each.fine_tuned_model_checkpoint for each in client.fine_tuning.jobs.checkpoints.list(job.id)]
         assert checkpoints[0] == model
         assert checkpoints[-1] == "sums-checkpoints@1"
+        figures = eventually(lambda: client.fine_tuning.jobs.retrieve(job.id).result_files, what="its figures")
+        assert client.files.content(figures[0]).text.startswith("step,train_loss,valid_loss\r\n1,")
         for each in (model, checkpoints[-1]):
             answer = client.chat.completions.create(
                 model=each, messages=[{"role": "user", "content": "What is 3 + 1?"}], max_tokens=8

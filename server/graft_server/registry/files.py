@@ -27,9 +27,17 @@ class StoredFiles:
         self._documents = documents
 
     def add(
-        self, source: Path, *, filename: str, purpose: str, identity: str | None = None, expires_at: int | None = None
+        self,
+        source: Path,
+        *,
+        filename: str,
+        purpose: str,
+        identity: str | None = None,
+        expires_at: int | None = None,
+        like: DocumentRecord | None = None,
     ) -> DocumentRecord:
-        """Move a file of the same disk in, until ``expires_at`` (seconds since 1970) or until it is removed.
+        """Move a file of the same disk in, until ``expires_at`` (seconds since 1970) or until it is removed. It belongs
+        to whoever does so, or to whom a document ``like`` it belongs.
 
         Raises:
             StorageFullError: no space is left.
@@ -42,7 +50,7 @@ class StoredFiles:
                 os.fsync(stream.fileno())
             source.replace(target)
         data = {"filename": filename, "bytes": target.stat().st_size, "purpose": purpose, "expires_at": expires_at}
-        return self._documents.add("file", data, identity=identity)
+        return self._documents.add("file", data, identity=identity, like=like)
 
     def get(self, identity: str) -> DocumentRecord:
         """Raises:

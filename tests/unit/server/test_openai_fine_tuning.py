@@ -16,6 +16,7 @@ from graft_client.schemas.jobs import JobProgress, JobState
 from graft_server.registry import Lineage
 from graft_server.registry.records import JobRecord
 from graft_server.services import Services
+from graft_server.serving.tuning_results import keep_figures
 from support.openai_sdk import Sdk, openai_sdk
 from support.scripted_engine import FINGERPRINT
 from support.serving import adapter_files, engine_of
@@ -74,6 +75,7 @@ def work(services: Services, folder: Path) -> JobRecord:
             registry.add_event(job.id, "checkpoint", {"step": 1, "loss": loss, "eval_loss": loss + 1, "version": ref})
     registry.update_job(job.id, state=JobState.evaluating)
     publish_as(services, folder, job.adapter, job)
+    keep_figures(registry, job)
     return registry.job(job.id)
 
 
@@ -114,6 +116,13 @@ async def test_from_a_file_to_a_model_to_call(sdk: Sdk, services: Services, tmp_
     assert (done.status, done.fine_tuned_model, done.trained_tokens) == ("succeeded", "counter@1", 321)
     assert done.finished_at is not None
     assert done.error is None
+    [figures] = done.result_files
+    assert (await sdk.asynchronous.files.retrieve(figures)).purpose == "fine-tune-results"
+    assert (await sdk.asynchronous.files.content(figures)).text.splitlines() == [
+        "step,train_loss,valid_loss",
+        "1,2.5,3.5",
+        "2,1.5,2.5",
+    ]
     checkpoints = [each async for each in jobs.checkpoints.list(job.id, limit=1)]
     assert [(each.step_number, each.fine_tuned_model_checkpoint) for each in checkpoints] == [
         (2, "counter@1"),
@@ -271,7 +280,7 @@ async def test_a_file_for_batches_is_no_training_file(sdk: Sdk) -> None:
     assert refused.value.param == "training_file"
 
 
-async def test_a_tenants_jobs_are_its_own_and_its_adapters_have_its_name(services: Services) -> None:
+async def test_a_tenants_jobs_are_its_own_and_its_adapters_have_its_name(services: Services, tmp_path: Path) -> None:
     scopes = ["query", "train"]
     services.registry.create_key("root", ["admin"])
     acme = services.registry.create_key("a", scopes, tenant="acme")[1]
@@ -281,6 +290,11 @@ async def test_a_tenants_jobs_are_its_own_and_its_adapters_have_its_name(service
         job = await create(first, suffix="counter")
         assert services.registry.job(job.id.removeprefix("ftjob-")).adapter == "acme.counter"
         assert [each.id async for each in first.asynchronous.fine_tuning.jobs.list()] == [job.id]
+        await asyncio.to_thread(work, services, tmp_path)
+        [figures] = (await first.asynchronous.fine_tuning.jobs.retrieve(job.id)).result_files
+        assert (await first.asynchronous.files.content(figures)).text.startswith("step,")
+        with pytest.raises(openai.NotFoundError, match="no file"):
+            await second.asynchronous.files.content(figures)
         jobs = second.asynchronous.fine_tuning.jobs
         assert (await jobs.list()).data == []
         for touch in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.resume, jobs.list_events, jobs.checkpoints.list):

@@ -47,6 +47,7 @@ def create_tuning(services: Services, body: FineTuningCreate) -> JobRecord:
         "model": services.base_name,
         "learning_rate_multiplier": body.asked.learning_rate_multiplier or 1.0,
         "paused": False,
+        "result_files": [],
     }
     return services.registry.create_job(
         task=body.task, adapter=adapter, dataset=dataset.id, method=body.method_name, options=options, request=request

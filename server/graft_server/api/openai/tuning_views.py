@@ -49,6 +49,7 @@ def tuning_job(request: DocumentRecord, job: JobRecord) -> FineTuningJob:
         hyperparameters=hyperparameters,
         method=MethodInForce(supervised={"hyperparameters": hyperparameters}, name=job.method),
         model=asked["model"],
+        result_files=asked["result_files"],
         seed=job.options["seed"],
         status="paused" if paused else _STATUS.get(job.state, job.state.value),
         trained_tokens=job.train_tokens if job.state.finished else None,
