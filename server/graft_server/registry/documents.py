@@ -64,8 +64,8 @@ class Documents:
         identity: str | None = None,
         like: DocumentRecord | None = None,
     ) -> DocumentRecord:
-        """Keep a document, under a new id unless it brings its own. It belongs to whoever has it kept, or to whom another
-        one, ``like``, belongs."""
+        """Keep a document, under a new id unless it brings its own. It belongs to whoever has it kept, or to whom
+        another one, ``like``, belongs."""
         with self._database.write() as session:
             row = insert(session, kind, data, identity=identity)
             if like is not None:
