@@ -280,6 +280,18 @@ async def test_a_file_for_batches_is_no_training_file(sdk: Sdk) -> None:
     assert refused.value.param == "training_file"
 
 
+async def test_a_key_for_one_adapter_trains_it_without_checkpoints_to_call(services: Services) -> None:
+    services.registry.create_key("root", ["admin"])
+    key = services.registry.create_key("narrow", ["query", "train"], adapters=["counter"])[1]
+    services.keyring.changed()
+    async with openai_sdk(services, api_key=key) as sdk:
+        job = await create(sdk, suffix="counter")
+        assert job.model_extra is not None
+        assert job.model_extra["options"]["publish_checkpoints"] is False
+        with pytest.raises(openai.BadRequestError, match="no name that your key may use"):
+            await create(sdk, suffix="other")
+
+
 async def test_a_tenants_jobs_are_its_own_and_its_adapters_have_its_name(services: Services, tmp_path: Path) -> None:
     scopes = ["query", "train"]
     services.registry.create_key("root", ["admin"])

@@ -13,11 +13,13 @@ from graft_client.schemas.openai_tuning import FineTuningCreate
 from graft_server.api.datasets import store_dataset
 from graft_server.api.jobs import check_plan
 from graft_server.problems import ProblemError
+from graft_server.registry.adapters import check_name
 from graft_server.registry.errors import InvalidNameError
 from graft_server.registry.records import DatasetRecord, JobRecord
 from graft_server.registry.visibility import visible
 from graft_server.services import Services
 from graft_server.training.options import resolve_options
+from graft_server.training.spec import checkpoints_of
 
 
 def create_tuning(services: Services, body: FineTuningCreate) -> JobRecord:
@@ -30,7 +32,7 @@ def create_tuning(services: Services, body: FineTuningCreate) -> JobRecord:
     """
     _require_base(services, body.model)
     adapter = _adapter_name(body.suffix)
-    given = _options(services, body)
+    given = _options(services, body, adapter)
     try:
         check_plan(services, JobPlan(task=body.task, adapter=adapter, method=body.method_name, options=given))
     except InvalidNameError as error:
@@ -70,9 +72,10 @@ def _adapter_name(suffix: str | None) -> str:
     return name
 
 
-def _options(services: Services, body: FineTuningCreate) -> dict[str, Any]:
-    """The caller's options; a checkpoint is a model to call, as OpenAI's service has it, unless they say otherwise."""
-    given: dict[str, Any] = {"publish_checkpoints": True, **body.options}
+def _options(services: Services, body: FineTuningCreate, adapter: str) -> dict[str, Any]:
+    """The caller's options; a checkpoint is a model to call, as OpenAI's service has it, unless they say otherwise, or
+    may not use its name."""
+    given: dict[str, Any] = {"publish_checkpoints": _can_be_named(checkpoints_of(adapter)), **body.options}
     asked = body.asked
     if body.seed is not None:
         given["seed"] = body.seed
@@ -85,6 +88,14 @@ def _options(services: Services, body: FineTuningCreate) -> dict[str, Any]:
         rate = resolve_options(task, method, given).training.learning_rate
         given["learning_rate"] = rate * asked.learning_rate_multiplier
     return given
+
+
+def _can_be_named(name: str) -> bool:
+    try:
+        check_name(name)
+    except InvalidNameError:
+        return False
+    return True
 
 
 def _dataset(services: Services, file_id: str, task: str, param: str) -> DatasetRecord:
