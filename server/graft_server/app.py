@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from graft_client.errors import GraftError
 from graft_client.schemas.adapters import VersionInfo
-from graft_client.schemas.jobs import JobInfo
+from graft_client.schemas.jobs import JobInfo, JobState
 from graft_plugins.manager import PluginHost
 from graft_server import base_model
 from graft_server.access.keyring import Keyring
@@ -54,7 +54,7 @@ from graft_server.observers import Observers
 from graft_server.plugins import server_plugins
 from graft_server.progress import StartupProgress
 from graft_server.registry import Registry, RegistryError
-from graft_server.registry.records import VersionRecord
+from graft_server.registry.records import JobRecord, VersionRecord
 from graft_server.routing.auto.catalogue import FOLDER as PROFILES
 from graft_server.routing.auto.catalogue import ProfileCatalogue
 from graft_server.routing.auto.choice import AutoRouter
@@ -71,6 +71,7 @@ from graft_server.serving.job_results import JobResults
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
 from graft_server.serving.shadows import FOLDER, Shadows
+from graft_server.serving.tuning_results import keep_figures
 from graft_server.training.runner import JobRunner
 
 log = logging.getLogger(__name__)
@@ -260,9 +261,10 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     stack.push_async_callback(runner.stop)
     services.jobs = runner
     answering = batch_runner(services)
-    await answering.start()
     stack.push_async_callback(answering.stop)
+    # First, so that a batch that comes in meanwhile is in neither's blind spot.
     services.batches = answering
+    await answering.start()
     progress.close()
     sys.stdout.write(f"Serving {base.name} at {url}\n")
     sys.stdout.flush()
@@ -279,6 +281,11 @@ def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
         # So that no request has to wait for its profile to be made.
         asyncio.get_running_loop().run_in_executor(None, services.profiles.refresh)
 
+    def finished(job: JobRecord) -> None:
+        tell("job_finished", job_info(job))
+        if job.state is JobState.succeeded:
+            asyncio.get_running_loop().run_in_executor(None, keep_figures, services.registry, job)
+
     return JobRunner(
         services.registry,
         services.host,
@@ -286,7 +293,7 @@ def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
         services.settings,
         evaluate=JobResults(services.host, services.evaluator).evaluate,
         on_published=published,
-        on_finished=lambda job: tell("job_finished", job_info(job)),
+        on_finished=finished,
     )
 
 

@@ -42,7 +42,9 @@ class FileObject(Schema):
     created_at: int
     expires_at: int | None = None
     filename: str
-    purpose: str = Field(description="`fine-tune`, `batch`, or `batch_output` for what a batch wrote.")
+    purpose: str = Field(
+        description="`fine-tune` or `batch`; `fine-tune-results` or `batch_output` for what came of it."
+    )
     status: Literal["processed"] = "processed"
     status_details: str | None = None
 

@@ -93,7 +93,7 @@ class FineTuningJob(Schema):
     method: MethodInForce
     model: str
     organization_id: str = "graftwork"
-    result_files: list[str] = []
+    result_files: list[str] = Field([], description="The losses of its steps as CSV, once the job has succeeded.")
     seed: int
     status: Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
     trained_tokens: int | None = None

@@ -56,10 +56,21 @@ class Documents:
         """An id that nothing has yet."""
         return f"{_PREFIXES[kind]}{secrets.token_hex(12)}"
 
-    def add(self, kind: DocumentKind, data: dict[str, Any], *, identity: str | None = None) -> DocumentRecord:
-        """Keep a document, under a new id unless it brings its own."""
+    def add(
+        self,
+        kind: DocumentKind,
+        data: dict[str, Any],
+        *,
+        identity: str | None = None,
+        like: DocumentRecord | None = None,
+    ) -> DocumentRecord:
+        """Keep a document, under a new id unless it brings its own. It belongs to whoever has it kept, or to whom
+        another one, ``like``, belongs."""
         with self._database.write() as session:
-            return _record(insert(session, kind, data, identity=identity))
+            row = insert(session, kind, data, identity=identity)
+            if like is not None:
+                row.owner = like.owner
+            return _record(row)
 
     def get(self, kind: DocumentKind, identity: str) -> DocumentRecord:
         """Raises:

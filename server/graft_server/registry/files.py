@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from graft_server.registry.documents import DocumentRecord, Documents
-from graft_server.registry.errors import UnknownError, storage_errors
+from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
 
 
 class StoredFiles:
@@ -27,9 +27,17 @@ class StoredFiles:
         self._documents = documents
 
     def add(
-        self, source: Path, *, filename: str, purpose: str, identity: str | None = None, expires_at: int | None = None
+        self,
+        source: Path,
+        *,
+        filename: str,
+        purpose: str,
+        identity: str | None = None,
+        expires_at: int | None = None,
+        like: DocumentRecord | None = None,
     ) -> DocumentRecord:
-        """Move a file of the same disk in, until ``expires_at`` (seconds since 1970) or until it is removed.
+        """Move a file of the same disk in, until ``expires_at`` (seconds since 1970) or until it is removed. It belongs
+        to whoever does so, or to whom a document ``like`` it belongs.
 
         Raises:
             StorageFullError: no space is left.
@@ -42,7 +50,7 @@ class StoredFiles:
                 os.fsync(stream.fileno())
             source.replace(target)
         data = {"filename": filename, "bytes": target.stat().st_size, "purpose": purpose, "expires_at": expires_at}
-        return self._documents.add("file", data, identity=identity)
+        return self._documents.add("file", data, identity=identity, like=like)
 
     def get(self, identity: str) -> DocumentRecord:
         """Raises:
@@ -72,8 +80,24 @@ class StoredFiles:
 
         return self._documents.list("file", after=after, limit=limit, oldest_first=oldest_first, keep=keep)
 
+    def content(self, identity: str) -> Path:
+        """Where the content of a file lies. Contents stay with the server that took them in.
+
+        Raises:
+            UnknownError: there is no such file, or no more.
+            ConflictError: it lies with another server of this registry.
+        """
+        self.get(identity)
+        if not self.here(identity):
+            raise ConflictError(f"file {identity!r} lies with another server of this registry; ask that one")
+        return self.path(identity)
+
+    def here(self, identity: str) -> bool:
+        """Whether this server has the content of a file."""
+        return self.path(identity).exists()
+
     def path(self, identity: str) -> Path:
-        """Where the content of a file lies that ``Documents`` knows."""
+        """Where the content of a file lies if this server has it."""
         return self._root / identity
 
     def remove(self, identity: str) -> None:

@@ -38,7 +38,7 @@ class PartialResults:
             OSError: the disk is full.
         """
         stream = self._streams[_answered(result)]
-        stream.write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
+        stream.write(json.dumps(result).encode() + b"\n")
         # In the system's hands, it outlasts this process.
         stream.flush()
         self._count(result)

@@ -64,12 +64,18 @@ class BatchRunner:
         self._runs: dict[str, _Run] = {}
 
     async def start(self) -> None:
-        """Go on with every batch that is not finished."""
+        """Go on with every batch that is not finished; one whose input another server has is that one's."""
         unfinished = await self._ask(
             self._registry.documents.list, "batch", oldest_first=True, keep=lambda data: data["status"] not in FINISHED
         )
         for record in unfinished:
-            self.begin(record.id)
+            if not await self._ask(self._elsewhere, record.data["input_file_id"]):
+                self.begin(record.id)
+
+    def _elsewhere(self, file_id: str) -> bool:
+        """Whether a file is there, but not here."""
+        files = self._registry.files
+        return bool(self._registry.documents.by_ids("file", [file_id])) and not files.here(file_id)
 
     async def stop(self) -> None:
         """Leave every batch where it stands."""
@@ -80,7 +86,9 @@ class BatchRunner:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def begin(self, batch_id: str) -> None:
-        """Work on a batch that is new, or that a server has left."""
+        """Work on a batch that is new, or that a server has left, unless it is at work already."""
+        if batch_id in self._runs:
+            return
         run = self._runs[batch_id] = _Run()
         run.task = asyncio.create_task(self._run(batch_id, run), name=batch_id)
 
@@ -88,17 +96,18 @@ class BatchRunner:
         """Ask no more requests of a batch whose document says that it is to end."""
         run = self._runs.get(batch_id)
         if run is not None:
-            run.cancelled = True
+            run.ending.set()
             if run.asking is not None:
                 run.asking.cancel()
 
     async def _run(self, batch_id: str, run: _Run) -> None:
         try:
-            async with self._turns:
-                record = await self._ask(self._registry.documents.get, "batch", batch_id)
-                principal = await self._keyring.holder(record.data["key"])
-                with self._keyring.lease(principal) as lease, principal.acting(lease):
-                    await self._work(record, run)
+            record = await self._ask(self._registry.documents.get, "batch", batch_id)
+            if record.data["status"] in FINISHED:
+                return
+            principal = await self._keyring.holder(record.data["key"])
+            with self._keyring.lease(principal) as lease, principal.acting(lease):
+                await self._work(record, run)
         except Exception as error:
             problem = as_problem(error)
             if problem is None:
@@ -118,7 +127,8 @@ class BatchRunner:
                 await self._fail(record.id, faults)
                 return
             await self._move(record.id, "in_progress", total=total)
-            run.cancelled = run.cancelled or record.data["status"] == "cancelling"
+            if record.data["status"] == "cancelling":
+                run.ending.set()
             with await asyncio.to_thread(PartialResults, self._folder / record.id) as results:
                 outcome = await self._answer(record, run, path, results)
                 record = await self._settle(record.id, outcome, results)
@@ -140,7 +150,7 @@ class BatchRunner:
 
     async def _answer(self, record: DocumentRecord, run: _Run, path: Path, results: PartialResults) -> str:
         """Ask what is not answered yet; how it ended."""
-        if run.cancelled:
+        if run.ending.is_set():
             return "cancelled"
         lines = (line for line in self._read(path) if isinstance(line, BatchLine))
         left = (line for line in lines if line.custom_id not in results.done)
@@ -152,7 +162,7 @@ class BatchRunner:
             await asyncio.to_thread(_expire, results, self._read(path))
             return "expired"
         except asyncio.CancelledError:
-            if not run.cancelled or self._stopping.is_set():
+            if not run.ending.is_set() or self._stopping.is_set():
                 raise
             return "cancelled"
         except ExceptionGroup as errors:
@@ -163,6 +173,7 @@ class BatchRunner:
         return "completed"
 
     async def _ask_all(self, batch_id: str, lines: Iterator[BatchLine], results: PartialResults) -> None:
+        """In turn with other batches. Raises an ``ExceptionGroup`` of what ends the batch."""
         noted = time.monotonic()
 
         async def work() -> None:
@@ -172,9 +183,12 @@ class BatchRunner:
                     results.add(await self._result(line))
                 if time.monotonic() - noted >= _PACE:
                     noted = time.monotonic()
-                    await self._ask(self._registry.documents.update, "batch", batch_id, counts=dict(results.counts))
+                    counts = dict(results.counts)
+                    record = await self._ask(self._registry.documents.update, "batch", batch_id, counts=counts)
+                    if record.data["status"] == "cancelling":  # told to another server
+                        self.cancel(batch_id)
 
-        async with asyncio.TaskGroup() as group:
+        async with self._turns, asyncio.TaskGroup() as group:
             for _ in range(self._width):
                 group.create_task(work())
 
@@ -247,7 +261,8 @@ class _Run:
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.asking: asyncio.Future[None] | None = None
-        self.cancelled = False
+        #: Nothing more of it is to be asked.
+        self.ending = asyncio.Event()
 
 
 def _expire(results: PartialResults, lines: Iterator[BatchLine | DataError]) -> None:

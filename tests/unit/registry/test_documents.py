@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from graft_server.registry import Registry, UnknownError
+from graft_server.registry import ConflictError, Registry, UnknownError
+from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.visibility import Visibility, visible
 
 
@@ -79,6 +80,15 @@ def test_a_file_is_kept_and_removed(registry, tmp_path):
     assert not (tmp_path / "staged.jsonl").exists()
     registry.files.remove(file)
     assert not registry.files.path(file).exists()
+
+
+def test_contents_stay_with_the_server_that_took_them_in(registry, tmp_path, database_url):
+    file = upload(registry, tmp_path)
+    other = Registry(registry._database, ArtefactStore(tmp_path / "another"))
+    assert other.files.get(file).id == file
+    with pytest.raises(ConflictError, match="lies with another server"):
+        other.files.content(file)
+    assert registry.files.content(file).read_text() == "{}\n"
 
 
 @pytest.mark.parametrize("database_url", [None], ids=["sqlite"])

@@ -112,6 +112,8 @@ async def test_what_no_file_can_be(sdk: Sdk) -> None:
     assert refused.value.param == "purpose"
     with pytest.raises(openai.BadRequestError, match=r"end with \.jsonl"):
         await files.create(file=("a.csv", b"a,b\n"), purpose="fine-tune")
+    with pytest.raises(openai.BadRequestError, match="200 bytes"):
+        await files.create(file=(f"{'a' * 300}.jsonl", lines(CHAT)), purpose="fine-tune")
     with pytest.raises(openai.BadRequestError, match="limit"):
         await files.list(limit=0)
     with pytest.raises(openai.NotFoundError, match="no file 'file-none'"):

@@ -16,9 +16,10 @@ from graft_client.schemas.jobs import JobProgress, JobState
 from graft_server.registry import Lineage
 from graft_server.registry.records import JobRecord
 from graft_server.services import Services
+from graft_server.serving.tuning_results import keep_figures
 from support.openai_sdk import Sdk, openai_sdk
 from support.scripted_engine import FINGERPRINT
-from support.serving import adapter_files
+from support.serving import adapter_files, engine_of
 
 CHATS = [
     {"messages": [{"role": "user", "content": f"Count to {n}"}, {"role": "assistant", "content": f"{n}!"}]}
@@ -74,6 +75,7 @@ def work(services: Services, folder: Path) -> JobRecord:
             registry.add_event(job.id, "checkpoint", {"step": 1, "loss": loss, "eval_loss": loss + 1, "version": ref})
     registry.update_job(job.id, state=JobState.evaluating)
     publish_as(services, folder, job.adapter, job)
+    keep_figures(registry, job)
     return registry.job(job.id)
 
 
@@ -114,6 +116,13 @@ async def test_from_a_file_to_a_model_to_call(sdk: Sdk, services: Services, tmp_
     assert (done.status, done.fine_tuned_model, done.trained_tokens) == ("succeeded", "counter@1", 321)
     assert done.finished_at is not None
     assert done.error is None
+    [figures] = done.result_files
+    assert (await sdk.asynchronous.files.retrieve(figures)).purpose == "fine-tune-results"
+    assert (await sdk.asynchronous.files.content(figures)).text.splitlines() == [
+        "step,train_loss,valid_loss",
+        "1,2.5,3.5",
+        "2,1.5,2.5",
+    ]
     checkpoints = [each async for each in jobs.checkpoints.list(job.id, limit=1)]
     assert [(each.step_number, each.fine_tuned_model_checkpoint) for each in checkpoints] == [
         (2, "counter@1"),
@@ -150,8 +159,9 @@ async def test_events_are_paged_and_streamed(sdk: Sdk, services: Services, tmp_p
     assert blocking == newest_first
     # Begun before the job was, it has told each event and its end.
     assert await following == [event.id for event in reversed(newest_first)]
-    with pytest.raises(openai.BadRequestError, match="no event 'ftevent-none'"):
-        await jobs.list_events(job.id, after="ftevent-none")
+    for unknown in ("ftevent-none", f"{newest_first[0].id}{'0' * 20}"):
+        with pytest.raises(openai.BadRequestError, match=f"no event '{unknown}'"):
+            await jobs.list_events(job.id, after=unknown)
 
 
 async def _follow(sdk: Sdk, job_id: str) -> list[str]:
@@ -195,6 +205,20 @@ async def test_a_job_is_paused_resumed_and_cancelled(sdk: Sdk, services: Service
     assert (await asyncio.to_thread(sdk.blocking.fine_tuning.jobs.retrieve, job.id)).status == "cancelled"
 
 
+async def test_the_sdk_tries_again_while_the_engine_starts(sdk: Sdk, services: Services) -> None:
+    file = await upload(sdk)
+    engine = engine_of(services)
+    engine.state = "starting"
+    with pytest.raises(openai.InternalServerError, match="the engine is starting") as refused:
+        await create(sdk, training_file=file)
+    assert (refused.value.status_code, refused.value.code) == (503, "not_ready")
+    patient = sdk.asynchronous.with_options(max_retries=2)
+    creating = asyncio.create_task(patient.fine_tuning.jobs.create(model="base", training_file=file))
+    await asyncio.sleep(0.3)
+    engine.state = "ready"
+    assert (await creating).status == "queued"
+
+
 async def test_a_failed_job_says_why(sdk: Sdk, services: Services) -> None:
     job = await create(sdk)
     ours = services.registry.claim_job()
@@ -224,7 +248,7 @@ async def test_another_task_and_method_as_extra_fields(sdk: Sdk, services: Servi
     ("fields", "told", "param"),
     [
         ({"model": "gpt-4o-mini"}, "no adapter 'gpt-4o-mini'", None),
-        ({"suffix": "Über"}, "can't name an adapter", None),
+        ({"suffix": "Über"}, "can't name an adapter", "suffix"),
         ({"hyperparameters": {"n_epochs": 0}}, "greater than or equal to 1", "hyperparameters.n_epochs"),
         ({"method": {"type": "dpo"}}, "'supervised'", "method"),
         ({"extra_body": {"method": "lorra"}}, "did you mean 'lora'", None),
@@ -256,7 +280,19 @@ async def test_a_file_for_batches_is_no_training_file(sdk: Sdk) -> None:
     assert refused.value.param == "training_file"
 
 
-async def test_a_tenants_jobs_are_its_own_and_its_adapters_have_its_name(services: Services) -> None:
+async def test_a_key_for_one_adapter_trains_it_without_checkpoints_to_call(services: Services) -> None:
+    services.registry.create_key("root", ["admin"])
+    key = services.registry.create_key("narrow", ["query", "train"], adapters=["counter"])[1]
+    services.keyring.changed()
+    async with openai_sdk(services, api_key=key) as sdk:
+        job = await create(sdk, suffix="counter")
+        assert job.model_extra is not None
+        assert job.model_extra["options"]["publish_checkpoints"] is False
+        with pytest.raises(openai.BadRequestError, match="no name that your key may use"):
+            await create(sdk, suffix="other")
+
+
+async def test_a_tenants_jobs_are_its_own_and_its_adapters_have_its_name(services: Services, tmp_path: Path) -> None:
     scopes = ["query", "train"]
     services.registry.create_key("root", ["admin"])
     acme = services.registry.create_key("a", scopes, tenant="acme")[1]
@@ -266,6 +302,11 @@ async def test_a_tenants_jobs_are_its_own_and_its_adapters_have_its_name(service
         job = await create(first, suffix="counter")
         assert services.registry.job(job.id.removeprefix("ftjob-")).adapter == "acme.counter"
         assert [each.id async for each in first.asynchronous.fine_tuning.jobs.list()] == [job.id]
+        await asyncio.to_thread(work, services, tmp_path)
+        [figures] = (await first.asynchronous.fine_tuning.jobs.retrieve(job.id)).result_files
+        assert (await first.asynchronous.files.content(figures)).text.startswith("step,")
+        with pytest.raises(openai.NotFoundError, match="no file"):
+            await second.asynchronous.files.content(figures)
         jobs = second.asynchronous.fine_tuning.jobs
         assert (await jobs.list()).data == []
         for touch in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.resume, jobs.list_events, jobs.checkpoints.list):

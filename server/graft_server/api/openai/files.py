@@ -72,7 +72,7 @@ async def show_file(file_id: str, services: ServicesDep) -> FileObject:
 async def file_content(file_id: str, services: ServicesDep) -> FileResponse:
     """A file as it was uploaded, or as a batch wrote it."""
     record = await asyncio.to_thread(services.registry.files.get, file_id)
-    path = services.registry.files.path(record.id)
+    path = await asyncio.to_thread(services.registry.files.content, record.id)
     return FileResponse(path, media_type="application/octet-stream", filename=record.data["filename"])
 
 

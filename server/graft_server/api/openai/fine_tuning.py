@@ -95,7 +95,7 @@ async def resume_fine_tuning_job(job_id: str, services: ServicesDep) -> FineTuni
     return await asyncio.to_thread(_shown, services, job_id)
 
 
-@router.get("/{job_id}/events")
+@router.get("/{job_id}/events", response_model=ListPage[FineTuningEvent], responses={200: {"content": {EVENTS: {}}}})
 async def list_fine_tuning_events(
     job_id: str,
     services: ServicesDep,

@@ -13,10 +13,13 @@ from graft_client.schemas.openai_tuning import FineTuningCreate
 from graft_server.api.datasets import store_dataset
 from graft_server.api.jobs import check_plan
 from graft_server.problems import ProblemError
+from graft_server.registry.adapters import check_name
+from graft_server.registry.errors import InvalidNameError
 from graft_server.registry.records import DatasetRecord, JobRecord
 from graft_server.registry.visibility import visible
 from graft_server.services import Services
 from graft_server.training.options import resolve_options
+from graft_server.training.spec import checkpoints_of
 
 
 def create_tuning(services: Services, body: FineTuningCreate) -> JobRecord:
@@ -29,8 +32,11 @@ def create_tuning(services: Services, body: FineTuningCreate) -> JobRecord:
     """
     _require_base(services, body.model)
     adapter = _adapter_name(body.suffix)
-    given = _options(services, body)
-    check_plan(services, JobPlan(task=body.task, adapter=adapter, method=body.method_name, options=given))
+    given = _options(services, body, adapter)
+    try:
+        check_plan(services, JobPlan(task=body.task, adapter=adapter, method=body.method_name, options=given))
+    except InvalidNameError as error:
+        raise ProblemError("invalid-name", str(error), param="suffix") from error
     dataset = _dataset(services, body.training_file, body.task, "training_file")
     if body.validation_file is not None:
         given["validation_dataset"] = _dataset(services, body.validation_file, body.task, "validation_file").id
@@ -43,6 +49,7 @@ def create_tuning(services: Services, body: FineTuningCreate) -> JobRecord:
         "model": services.base_name,
         "learning_rate_multiplier": body.asked.learning_rate_multiplier or 1.0,
         "paused": False,
+        "result_files": [],
     }
     return services.registry.create_job(
         task=body.task, adapter=adapter, dataset=dataset.id, method=body.method_name, options=options, request=request
@@ -65,9 +72,10 @@ def _adapter_name(suffix: str | None) -> str:
     return name
 
 
-def _options(services: Services, body: FineTuningCreate) -> dict[str, Any]:
-    """The caller's options; a checkpoint is a model to call, as OpenAI's service has it, unless they say otherwise."""
-    given: dict[str, Any] = {"publish_checkpoints": True, **body.options}
+def _options(services: Services, body: FineTuningCreate, adapter: str) -> dict[str, Any]:
+    """The caller's options; a checkpoint is a model to call, as OpenAI's service has it, unless they say otherwise, or
+    may not use its name."""
+    given: dict[str, Any] = {"publish_checkpoints": _can_be_named(checkpoints_of(adapter)), **body.options}
     asked = body.asked
     if body.seed is not None:
         given["seed"] = body.seed
@@ -82,6 +90,14 @@ def _options(services: Services, body: FineTuningCreate) -> dict[str, Any]:
     return given
 
 
+def _can_be_named(name: str) -> bool:
+    try:
+        check_name(name)
+    except InvalidNameError:
+        return False
+    return True
+
+
 def _dataset(services: Services, file_id: str, task: str, param: str) -> DatasetRecord:
     """What a file is as a dataset: a copy, which stays when the file is deleted."""
     record = services.registry.files.get(file_id)
@@ -91,7 +107,7 @@ def _dataset(services: Services, file_id: str, task: str, param: str) -> Dataset
     services.uploads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=services.uploads) as folder:
         path = Path(folder) / record.data["filename"]
-        shutil.copyfile(services.registry.files.path(file_id), path)
+        shutil.copyfile(services.registry.files.content(file_id), path)
         try:
             return store_dataset(services, task, [path], "jsonl")
         except ProblemError as error:

@@ -49,6 +49,7 @@ def tuning_job(request: DocumentRecord, job: JobRecord) -> FineTuningJob:
         hyperparameters=hyperparameters,
         method=MethodInForce(supervised={"hyperparameters": hyperparameters}, name=job.method),
         model=asked["model"],
+        result_files=asked["result_files"],
         seed=job.options["seed"],
         status="paused" if paused else _STATUS.get(job.state, job.state.value),
         trained_tokens=job.train_tokens if job.state.finished else None,
@@ -86,7 +87,8 @@ def event_number(job_id: str, event_id: str) -> int:
         ProblemError: this job has no such event.
     """
     number = event_id.removeprefix(f"ftevent-{job_id}-")
-    if number == event_id or not number.isdecimal():
+    # Longer ones than a database can count are nobody's.
+    if number == event_id or not number.isdecimal() or len(number) > 18:
         raise ProblemError("invalid-request", f"`after`: the job has no event {event_id!r}", param="after")
     return int(number)
 
