@@ -168,7 +168,7 @@ async def test_tools_and_calls_cross_to_the_template(engine: SupervisedEngine) -
         ChatMessage("assistant", "", (call,)),
         ChatMessage("tool", "noon", tool_call_id="call_1"),
     )
-    tool = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}
+    tool = '{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}'
     request = GenerateRequest("tools", PromptInput(messages=turns, tools=(tool,)), SamplingParams(max_tokens=1))
     deltas = [delta async for delta in engine.generate(request)]
     assert deltas[-1].prompt_tokens > len("Hi") + len("noon")

@@ -8,7 +8,7 @@ the engine's process. The module imports neither torch nor the API.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -47,13 +47,13 @@ class ChatMessage(msgspec.Struct, frozen=True):
 class PromptInput(msgspec.Struct, frozen=True):
     """Messages for the base model's chat template, or text taken verbatim, or the base model's tokens.
 
-    ``tools`` are functions for the template to tell of, each as a JSON object in OpenAI's shape.
+    ``tools`` are functions for the template to tell of, each as the text of a JSON object in OpenAI's shape.
     """
 
     messages: tuple[ChatMessage, ...] = ()
     text: str | None = None
     tokens: tuple[int, ...] = ()
-    tools: tuple[dict[str, Any], ...] = ()
+    tools: tuple[str, ...] = ()
 
 
 class SamplingParams(msgspec.Struct, frozen=True):

@@ -28,7 +28,8 @@ def version_source(version: VersionRecord) -> engine.AdapterSource:
 
 def prompt_input(prompt: tasks.Prompt) -> engine.PromptInput:
     messages = tuple(_chat_message(message) for message in prompt.messages)
-    return engine.PromptInput(messages=messages, text=prompt.text, tokens=prompt.tokens, tools=prompt.tools)
+    tools = tuple(json.dumps(tool) for tool in prompt.tools)
+    return engine.PromptInput(messages=messages, text=prompt.text, tokens=prompt.tokens, tools=tools)
 
 
 def _chat_message(message: tasks.Message) -> engine.ChatMessage:

@@ -63,7 +63,7 @@ async def test_a_call_is_read_from_the_answer(sdk: Sdk, services: Services) -> N
     [call] = choice.message.tool_calls or []
     assert call.type == "function"
     assert (call.function.name, json.loads(call.function.arguments)) == ("Weather", {"city": "Rome"})
-    assert [tool["function"]["name"] for tool in last(services).prompt.tools] == ["Weather", "Clock"]
+    assert [json.loads(tool)["function"]["name"] for tool in last(services).prompt.tools] == ["Weather", "Clock"]
     assert last(services).constraint is None
     parsed = await asyncio.to_thread(
         lambda: sdk.blocking.chat.completions.parse(model="base", messages=ASK, tools=TOOLS)
