@@ -60,7 +60,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         if layer is None:
             layer = self._packed[key] = PackedLayer(lora_a_stacked, lora_b_stacked)
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        if self._native is not None and self._step is not None and self._native.serves(y.dtype):
+        if self._native is not None and self._step is not None and self._native.serves(y, x, layer.up):
             self._native.add(y, x, layer.native, self._step, scale)
         else:
             self._add_products(y, x, layer, scale)

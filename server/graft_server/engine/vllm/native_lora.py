@@ -91,8 +91,10 @@ class NativeLora:
             function.argtypes = (*array, *array, layer, step, ctypes.c_float, ctypes.c_int)
             function.restype = None
 
-    def serves(self, dtype: torch.dtype) -> bool:
-        return dtype in self._functions
+    def serves(self, *tensors: torch.Tensor) -> bool:
+        """Whether they are of one type that it knows, each row of them side by side in memory."""
+        dtype = tensors[0].dtype
+        return dtype in self._functions and all(each.dtype == dtype and each.stride(-1) == 1 for each in tensors)
 
     def add(self, y: torch.Tensor, x: torch.Tensor, layer: NativeLayer, step: NativeStep, scale: float) -> None:
         """``y[row] += scale * (x[row] @ down[slot]) @ up[slot]``, slice by slice; sums are float32.
