@@ -185,7 +185,10 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
         try:
             database = settings.database_url
             registry = await asyncio.to_thread(
-                Registry.open, settings.data_dir, database.get_secret_value() if database is not None else None
+                Registry.open,
+                settings.data_dir,
+                database.get_secret_value() if database is not None else None,
+                settings.artefacts_url,
             )
         except RegistryError as error:
             raise GraftError(str(error)) from error

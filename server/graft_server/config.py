@@ -35,6 +35,11 @@ class Settings(BaseSettings):
         description="The registry's database, `postgresql://user:password@host/name`; SQLite in the data folder if not "
         "set.",
     )
+    artefacts_url: str | None = Field(
+        None,
+        description="Where artefacts and datasets lie, for all servers of one registry: `file:///shared/folder`; the "
+        "data folder if not set.",
+    )
     cache_dir: Path = Field(Path("~/.cache/graftwork"), description="Converted base models (also `GRAFT_CACHE`).")
     engine: Literal["auto", "torch", "vllm"] = Field(
         "auto",

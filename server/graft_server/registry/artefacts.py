@@ -22,8 +22,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from graft_server.registry.errors import CorruptArtefactError, RefusedArtefactError, storage_errors
+from graft_server.registry.errors import (
+    CorruptArtefactError,
+    InvalidStoreError,
+    RefusedArtefactError,
+    storage_errors,
+)
 
 _BLOCK = 1 << 20
 _PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
@@ -64,21 +70,39 @@ def manifest_digest(files: Sequence[StoredFile]) -> str:
 
 
 class ArtefactStore:
-    """Stored folders under ``root``. Safe to share between threads and between processes."""
+    """Stored folders under ``root``. Safe to share between threads and between processes.
 
-    def __init__(self, root: Path) -> None:
+    With ``shared``, what several servers need lies there, to be read in place; the folders of jobs stay under ``root``.
+    """
+
+    def __init__(self, root: Path, *, shared: Path | None = None) -> None:
         self.root = root
-        self.artefacts = root / "artefacts"
-        self.datasets = root / "datasets"
+        self.place = shared or root
+        self.artefacts = self.place / "artefacts"
+        self.datasets = self.place / "datasets"
         self.jobs = root / "jobs"
-        self._staging = root / "staging"
-        self._lock_file = root / "store.lock"
+        self._staging = self.place / "staging"
+        #: A folder is renamed away within its own file system.
+        self._jobs_staging = root / "staging"
+        self._lock_file = self.place / "store.lock"
 
     def create(self) -> None:
-        """Make the folders that are missing."""
-        with storage_errors(self.root):
-            for folder in (self.artefacts, self.datasets, self.jobs, self._staging):
+        """Make the folders that are missing.
+
+        Raises:
+            InvalidStoreError: the shared folder can't be used.
+            StorageFullError: no space is left.
+        """
+        with storage_errors(self.place):
+            for folder in (self.jobs, self._jobs_staging):
                 folder.mkdir(parents=True, exist_ok=True)
+            try:
+                for folder in (self.artefacts, self.datasets, self._staging):
+                    folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError, PermissionError) as error:
+                if self.place == self.root:
+                    raise
+                raise InvalidStoreError(f"{error.filename}: {error.strerror}") from error
 
     def artefact_path(self, digest: str) -> Path:
         """Where the artefact with this digest lies."""
@@ -87,7 +111,7 @@ class ArtefactStore:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the store's lock. It is not reentrant, and it goes with the process that holds it."""
-        with storage_errors(self.root), self._lock_file.open("w") as stream:
+        with storage_errors(self.place), self._lock_file.open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
@@ -100,7 +124,7 @@ class ArtefactStore:
             StorageFullError: no space is left.
         """
         slot = self._staging / secrets.token_hex(8)
-        with storage_errors(self.root), contextlib.ExitStack() as stack:
+        with storage_errors(self.place), contextlib.ExitStack() as stack:
             # A collector must never see the slot without its lock.
             with self.lock():
                 slot.mkdir()
@@ -142,7 +166,8 @@ class ArtefactStore:
 
         It is first renamed away: at its final place, a folder is always whole.
         """
-        doomed = self._staging / secrets.token_hex(8)
+        staging = self._jobs_staging if folder.parent in (self.jobs, self._jobs_staging) else self._staging
+        doomed = staging / secrets.token_hex(8)
         with contextlib.suppress(FileNotFoundError):
             folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
@@ -177,7 +202,20 @@ class ArtefactStore:
         ]
         found += [folder for folder in sorted(self.datasets.iterdir()) if folder.name not in datasets]
         found += [folder for folder in sorted(self.jobs.iterdir()) if folder.name not in jobs]
-        return found + [slot for slot in sorted(self._staging.iterdir()) if not _is_in_use(slot)]
+        slots = {slot for staging in (self._staging, self._jobs_staging) for slot in staging.iterdir()}
+        return found + sorted(slot for slot in slots if not _is_in_use(slot))
+
+
+def shared_folder(url: str) -> Path:
+    """The folder of a ``file://`` URL.
+
+    Raises:
+        InvalidStoreError: it is no such URL.
+    """
+    parsed = urlsplit(url)
+    if parsed.scheme != "file" or parsed.netloc not in ("", "localhost") or not parsed.path.startswith("/"):
+        raise InvalidStoreError(f"{url!r} is no folder; write it like file:///shared/folder")
+    return Path(unquote(parsed.path))
 
 
 def _is_in_use(slot: Path) -> bool:

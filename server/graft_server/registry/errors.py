@@ -56,6 +56,13 @@ class InvalidDatabaseError(RegistryError):
         super().__init__(f"the setting `database_url` can't be used: {reason}")
 
 
+class InvalidStoreError(RegistryError):
+    """The URL of the artefact store makes no sense."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the setting `artefacts_url` can't be used: {reason}")
+
+
 class UnavailableError(RegistryError):
     """The database does not answer. Nothing was changed."""
 

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
 from graft_server.registry import adapters, audit, datasets, jobs, keys
 from graft_server.registry.aliases import Aliases
-from graft_server.registry.artefacts import ArtefactStore
+from graft_server.registry.artefacts import ArtefactStore, shared_folder
 from graft_server.registry.database import Database
 from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
 from graft_server.registry.jobs import EventKind
@@ -57,27 +57,30 @@ class Registry:
         self.routes = Routes(database, store)
 
     @classmethod
-    def open(cls, data_dir: Path, url: str | None = None) -> Registry:
+    def open(cls, data_dir: Path, url: str | None = None, artefacts_url: str | None = None) -> Registry:
         """Open the registry in ``data_dir``: create it, migrate it, and remove what a killed process left.
 
-        ``url`` is the database's SQLAlchemy URL; without one it is an SQLite file in the folder.
+        ``url`` is the database's SQLAlchemy URL; without one it is an SQLite file in the folder. ``artefacts_url`` says
+        where artefacts and datasets lie; without one that is the folder too.
 
         Raises:
+            InvalidDatabaseError, InvalidStoreError: a URL makes no sense.
             NewerDatabaseError: a newer release wrote the database.
             ConflictError: the folder holds files, but the database is new.
             StorageFullError: no space is left.
         """
-        store = ArtefactStore(data_dir.expanduser().resolve())
+        root = data_dir.expanduser().resolve()
+        store = ArtefactStore(root, shared=None if artefacts_url is None else shared_folder(artefacts_url))
         store.create()
-        database = Database(url or f"sqlite:///{store.root / 'registry.db'}")
+        database = Database(url or f"sqlite:///{root / 'registry.db'}")
         registry = cls(database, store)
         try:
             with store.lock():
                 # A new database beside old files knows none of them, and would have them all collected.
                 if store.holds_anything() and database.is_new():
                     raise ConflictError(
-                        f"{store.root} holds the files of another database than {database.name}: restore that "
-                        "database, or use another data folder"
+                        f"{store.place} holds the files of another database than {database.name}: restore that "
+                        "database, or use another folder"
                     )
                 database.migrate()
             registry.collect_garbage()
