@@ -189,6 +189,7 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
                 settings.data_dir,
                 database.get_secret_value() if database is not None else None,
                 settings.artefacts_url,
+                cache_bytes=settings.artefacts_cache_mib << 20,
             )
         except RegistryError as error:
             raise GraftError(str(error)) from error

@@ -22,8 +22,8 @@ from graft_server.api.deps import ServicesDep, require_engine
 from graft_server.api.uploads import staged
 from graft_server.api.views import version_info
 from graft_server.problems import ProblemError
-from graft_server.registry.artefacts import StoredFile, manifest_digest
 from graft_server.registry.records import Lineage, VersionRecord
+from graft_server.registry.stored import StoredFile, manifest_digest
 from graft_server.services import Services
 
 router = APIRouter(prefix="/api", tags=["bundles"])
