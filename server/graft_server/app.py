@@ -44,6 +44,7 @@ from graft_server.engine.base import Engine, EngineError
 from graft_server.engine.messages import EngineConfig
 from graft_server.engine.stats_cache import StatsCache
 from graft_server.engine.supervisor import SupervisedEngine
+from graft_server.follower import Follower
 from graft_server.http_server import HttpServer, bind, is_loopback, url_of
 from graft_server.instance import claimed, write_note
 from graft_server.observability import Metrics, configure_logging
@@ -251,6 +252,8 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     await runner.start()
     stack.push_async_callback(runner.stop)
     services.jobs = runner
+    following = asyncio.create_task(Follower(services.registry, services.follow).run(), name="follower")
+    stack.callback(following.cancel)
     progress.close()
     sys.stdout.write(f"Serving {base.name} at {url}\n")
     sys.stdout.flush()

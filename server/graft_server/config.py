@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(30.0, ge=0, description="How long SIGTERM waits for requests in flight.")
     training_device: str = Field("auto", description="Where jobs train.")
     max_jobs: int = Field(1, ge=0, description="Training jobs that run at once; 0 pauses the queue.")
+    job_lease_seconds: float = Field(
+        30.0, ge=1, description="Without a sign of its server for so long, a job goes on on another server."
+    )
     plugins: str = Field("*", description="Comma-separated plugins to load; `*` loads every installed one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["auto", "plain", "json"] = Field(

@@ -5,19 +5,20 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker
 
 from graft_server.registry.errors import InvalidDatabaseError, NewerDatabaseError, StorageFullError, UnavailableError
-from graft_server.registry.models import Counter
+from graft_server.registry.models import Counter, now
 from graft_server.registry.visibility import EVERYTHING, restrictions
 
 _BUSY_TIMEOUT_MS = 30_000
@@ -115,6 +116,14 @@ def next_number(session: Session, name: str) -> int:
         session.add(counter)
     counter.last += 1
     return counter.last
+
+
+def moment(session: Session) -> datetime:
+    """The present by the database's clock: servers whose own clocks differ agree about it."""
+    if session.get_bind().dialect.name == "postgresql":
+        # ``now()`` would be when the transaction began, and it may have waited for its turn.
+        return cast("datetime", session.scalar(select(func.clock_timestamp())))
+    return now()
 
 
 def _engine_of(url: str) -> Engine:

@@ -224,6 +224,9 @@ class Job(Table):
     train_seconds: Mapped[float | None]
     train_tokens: Mapped[int | None] = mapped_column(BigInteger)
     last_event: Mapped[int]
+    #: Who works at it, and until when that server need not be heard of.
+    server: Mapped[str | None] = mapped_column(String(32))
+    leased_until: Mapped[datetime | None]
 
 
 class Event(Table):

@@ -18,16 +18,18 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
-from graft_server.registry import adapters, audit, datasets, jobs, keys
+from graft_server.registry import adapters, audit, claims, datasets, jobs, keys
 from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.database import Database
 from graft_server.registry.errors import ConflictError, NotFetchedError, UnknownError, storage_errors
+from graft_server.registry.identity import server_id
 from graft_server.registry.jobs import EventKind
 from graft_server.registry.models import Adapter, Artefact, Dataset, Job, RouteRow, Setting, Version
 from graft_server.registry.records import (
     AdapterRecord,
     AuditRecord,
+    Claim,
     DatasetRecord,
     JobRecord,
     KeyRecord,
@@ -53,8 +55,10 @@ class RegistryCounts:
 class Registry:
     """See the module. Get one from ``Registry.open``."""
 
-    def __init__(self, database: Database, store: ArtefactStore) -> None:
+    def __init__(self, database: Database, store: ArtefactStore, server: str) -> None:
         self._database = database
+        #: Who claims jobs here.
+        self._server = server
         self._store = store
         self.aliases = Aliases(database, store)
         self.routes = Routes(database, store)
@@ -85,8 +89,10 @@ class Registry:
         root = data_dir.expanduser().resolve()
         store = open_store(root, artefacts_url, cache_bytes=cache_bytes)
         store.create()
+        with store.lock():
+            server = server_id(root)
         database = Database(url or f"sqlite:///{root / 'registry.db'}")
-        registry = cls(database, store)
+        registry = cls(database, store, server)
         try:
             with store.lock():
                 # A new database beside old files knows none of them, and would have them all collected.
@@ -135,17 +141,20 @@ class Registry:
         *,
         job_id: str | None = None,
         job_update: dict[str, Any] | None = None,
+        claim: Claim | None = None,
     ) -> VersionRecord:
         """Store a copy of ``folder`` as the next version of an adapter.
 
         With ``job_id``, the job succeeds with this version in the same transaction, and ``job_update`` holds
-        further arguments of ``update_job``. A job publishes once: a second call returns its version.
+        further arguments of ``update_job``. A job publishes once: a second call returns its version. See ``update_job``
+        for ``claim``.
 
         Raises:
             InvalidNameError: no adapter can be called so.
             UnknownError: there is no such job.
             ConflictError: the adapter belongs to another task, a route has its name, the job is not at work, or what
                 it published was deleted.
+            LostClaimError: another server has taken the job over.
             RefusedArtefactError: the folder holds what is not stored.
             StorageFullError: no space is left; nothing was changed.
             StoreUnavailableError: the object store does not answer; nothing was changed.
@@ -159,10 +168,16 @@ class Registry:
         self._sharing.claim()
         with self._store.stage(folder) as staged:
             self._store.upload(staged, self._store.artefact_path(staged.digest))
-            return self._publish(name, staged, lineage, job_id, job_update or {})
+            return self._publish(name, staged, lineage, job_id, job_update or {}, claim)
 
     def _publish(
-        self, name: str, staged: Staged, lineage: Lineage, job_id: str | None, job_update: dict[str, Any]
+        self,
+        name: str,
+        staged: Staged,
+        lineage: Lineage,
+        job_id: str | None,
+        job_update: dict[str, Any],
+        claim: Claim | None,
     ) -> VersionRecord:
         with self._store.placing(staged) as place, self._database.write() as session:
             # Asked again: another process may have published for this job in the meantime.
@@ -174,6 +189,7 @@ class Registry:
             version = adapters.add_version(session, name, staged, lineage)
             if job_id is not None:
                 job = jobs.find(session, job_id, lock=True)
+                claims.check(job, claim)
                 jobs.update(session, job, **job_update)
                 jobs.succeed(session, job, f"{name}@{version.number}")
             place(self._store.artefact_path(staged.digest))
@@ -422,11 +438,26 @@ class Registry:
         with self._database.read() as session:
             return [jobs.record(row, self._store) for row in jobs.list_all(session, state, limit)]
 
-    def claim_job(self) -> JobRecord | None:
-        """Set the job that has waited longest to running, for the caller alone."""
+    def claim_job(self, *, lease: float = 30.0, take_over: bool = True) -> JobRecord | None:
+        """Set the job that has waited longest to running, for this server alone, for ``lease`` seconds or until
+        ``renew_claims``. Jobs whose dataset lies in another server's data folder are passed over.
+
+        With ``take_over``, jobs of servers that did not renew their claims are queued again first.
+        """
+        with self._database.read() as session:
+            if not claims.anything_to_do(session, take_over=take_over):
+                return None
         with self._database.write() as session:
-            row = jobs.claim(session)
+            row = claims.take(
+                session, self._server, seconds=lease, readable=self._store.has_dataset, take_over=take_over
+            )
             return None if row is None else jobs.record(row, self._store)
+
+    def renew_claims(self, held: Sequence[Claim], *, lease: float) -> list[JobRecord]:
+        """Keep jobs for ``lease`` more seconds; returns those whose claims hold, also behind their time if nobody has
+        taken them over."""
+        with self._database.write() as session:
+            return [jobs.record(row, self._store) for row in claims.renew(session, held, seconds=lease)]
 
     def update_job(
         self,
@@ -438,8 +469,9 @@ class Registry:
         options: dict[str, Any] | None = None,
         train_seconds: float | None = None,
         train_tokens: int | None = None,
+        claim: Claim | None = None,
     ) -> JobRecord:
-        """Change what is given, and append an event where the state changes.
+        """Change what is given, and append an event where the state changes. Who works at the job gives its ``claim``.
 
         ``error`` is kept until it is replaced, or until the job is queued again. A job succeeds through ``publish``
         and a finished one is queued again through ``resume_job``; neither can be set here.
@@ -447,8 +479,9 @@ class Registry:
         Raises:
             UnknownError: there is none.
             ConflictError: the job can't go to that state.
+            LostClaimError: another server has taken it over.
         """
-        with self._job(id) as (session, row):
+        with self._job(id, claim) as (session, row):
             jobs.update(
                 session,
                 row,
@@ -484,17 +517,18 @@ class Registry:
             return jobs.record(row, self._store)
 
     def recover_jobs(self) -> list[JobRecord]:
-        """Queue again the jobs that were at work when their server died. Call it before any worker starts."""
+        """Queue again the jobs that were at work here when this server died. Call it before any worker starts."""
         with self._database.write() as session:
-            return [jobs.record(row, self._store) for row in jobs.recover(session)]
+            return [jobs.record(row, self._store) for row in claims.recover(session, self._server)]
 
-    def add_event(self, job_id: str, kind: EventKind, data: dict[str, Any]) -> JobEvent:
-        """Append to a job's history.
+    def add_event(self, job_id: str, kind: EventKind, data: dict[str, Any], *, claim: Claim | None = None) -> JobEvent:
+        """Append to a job's history; see ``update_job`` for ``claim``.
 
         Raises:
             UnknownError: there is no such job.
+            LostClaimError: another server has taken it over.
         """
-        with self._job(job_id) as (session, row):
+        with self._job(job_id, claim) as (session, row):
             return jobs.event_record(jobs.append_event(session, row, kind, data))
 
     def events(self, job_id: str, after: int = 0, limit: int = 1000) -> list[JobEvent]:
@@ -508,9 +542,11 @@ class Registry:
             return [jobs.event_record(row) for row in rows]
 
     @contextmanager
-    def _job(self, identity: str) -> Iterator[tuple[Session, Job]]:
+    def _job(self, identity: str, claim: Claim | None = None) -> Iterator[tuple[Session, Job]]:
         with self._database.write() as session:
-            yield session, jobs.find(session, identity, lock=True)
+            row = jobs.find(session, identity, lock=True)
+            claims.check(row, claim)
+            yield session, row
 
     # Keys and the log of changes
 
@@ -562,6 +598,11 @@ class Registry:
         """The newest changes first; of one target, and before an entry."""
         with self._database.read() as session:
             return [audit.record(row) for row in audit.entries(session, target, before, limit)]
+
+    def newest_change(self) -> int:
+        """The number of the last change of anything by any server: as cheap as a question can be."""
+        with self._database.read() as session:
+            return audit.newest(session)
 
     # Everything else
 
