@@ -57,8 +57,8 @@ class Registry:
 
     def __init__(self, database: Database, store: ArtefactStore, server: str) -> None:
         self._database = database
-        #: Who claims jobs here.
-        self._server = server
+        #: The name of this server, which its data folder keeps.
+        self.server = server
         self._store = store
         self.aliases = Aliases(database, store)
         self.routes = Routes(database, store)
@@ -449,7 +449,7 @@ class Registry:
                 return None
         with self._database.write() as session:
             row = claims.take(
-                session, self._server, seconds=lease, readable=self._store.has_dataset, take_over=take_over
+                session, self.server, seconds=lease, readable=self._store.has_dataset, take_over=take_over
             )
             return None if row is None else jobs.record(row, self._store)
 
@@ -519,7 +519,7 @@ class Registry:
     def recover_jobs(self) -> list[JobRecord]:
         """Queue again the jobs that were at work here when this server died. Call it before any worker starts."""
         with self._database.write() as session:
-            return [jobs.record(row, self._store) for row in claims.recover(session, self._server)]
+            return [jobs.record(row, self._store) for row in claims.recover(session, self.server)]
 
     def add_event(self, job_id: str, kind: EventKind, data: dict[str, Any], *, claim: Claim | None = None) -> JobEvent:
         """Append to a job's history; see ``update_job`` for ``claim``.

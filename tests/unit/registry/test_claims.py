@@ -46,10 +46,10 @@ def test_a_job_is_one_servers(pair, submit):
 
 def test_a_server_keeps_its_name(pair, tmp_path):
     first, second = pair
-    name = first._server
-    assert name != second._server
+    name = first.server
+    assert name != second.server
     again = Registry.open(tmp_path / "first", f"sqlite:///{tmp_path / 'other.db'}")
-    assert again._server == name
+    assert again.server == name
     again.close()
 
 
@@ -69,7 +69,7 @@ def test_a_job_goes_on_where_its_server_is_not_heard_of(pair, submit):
     first.claim_job(lease=GONE)
     assert second.claim_job(take_over=False) is None
     taken = second.claim_job()
-    assert (taken.id, taken.attempts, taken.claim.server) == (job.id, 2, second._server)
+    assert (taken.id, taken.attempts, taken.claim.server) == (job.id, 2, second.server)
     told = [event.data for event in first.events(job.id) if event.kind == "state"]
     assert [data["state"] for data in told] == ["queued", "running", "queued", "running"]
     assert told[2]["reason"] == "the server that ran it was not heard of for too long"
