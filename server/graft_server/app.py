@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from contextlib import AsyncExitStack, closing
+from datetime import timedelta
 
 from fastapi import FastAPI
 
@@ -66,6 +67,8 @@ from graft_server.serving.guards import CanaryStop, Guards
 from graft_server.serving.job_results import JobResults
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
+from graft_server.serving.presence import Presence
+from graft_server.serving.retention import Retention
 from graft_server.serving.shadows import FOLDER, Shadows
 from graft_server.training.runner import JobRunner
 
@@ -252,11 +255,29 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     await runner.start()
     stack.push_async_callback(runner.stop)
     services.jobs = runner
-    following = asyncio.create_task(Follower(services.registry, services.follow).run(), name="follower")
-    stack.callback(following.cancel)
+    for task in _background(services):
+        stack.callback(task.cancel)
     progress.close()
     sys.stdout.write(f"Serving {base.name} at {url}\n")
     sys.stdout.flush()
+
+
+def _background(services: Services) -> list[asyncio.Task[None]]:
+    """What a server does by itself as one of several."""
+    settings, registry = services.settings, services.registry
+    tasks = {"follower": Follower(registry, services.follow).run()}
+    if registry.has_others:
+        tasks["presence"] = Presence(registry, services.predictor.traffic).run()
+    if settings.retention_keep is not None:
+        retention = Retention(
+            registry,
+            services.cleaner,
+            keep=settings.retention_keep,
+            days=settings.retention_days,
+            interval=timedelta(hours=settings.retention_hours),
+        )
+        tasks["retention"] = retention.run()
+    return [asyncio.create_task(work, name=name) for name, work in tasks.items()]
 
 
 def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:

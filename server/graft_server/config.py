@@ -91,6 +91,13 @@ class Settings(BaseSettings):
     job_lease_seconds: float = Field(
         30.0, ge=1, description="Without a sign of its server for so long, a job goes on on another server."
     )
+    retention_keep: int | None = Field(
+        None,
+        ge=1,
+        description="Newest versions of each adapter that stay; older ones go by themselves. All if not set.",
+    )
+    retention_days: float = Field(7.0, ge=0, description="With `retention_keep`, younger versions stay as well.")
+    retention_hours: float = Field(1.0, gt=0, description="How often old versions are looked for.")
     plugins: str = Field("*", description="Comma-separated plugins to load; `*` loads every installed one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["auto", "plain", "json"] = Field(

@@ -10,12 +10,12 @@ from typing import Any
 from sqlalchemy import Connection, event, inspect, select
 from sqlalchemy.orm import Mapper, Session
 
-from graft_server.registry.models import Artefact, AuditEntry, Counter, Event, Setting, Table, Version, now
+from graft_server.registry.models import Artefact, AuditEntry, Counter, Event, ServerRow, Setting, Table, Version, now
 from graft_server.registry.records import AuditRecord
 from graft_server.registry.visibility import actor
 
 #: Books of the registry itself, and what is a history already.
-_NOT_LOGGED = (Artefact, AuditEntry, Counter, Event, Setting)
+_NOT_LOGGED = (Artefact, AuditEntry, Counter, Event, ServerRow, Setting)
 #: What changes all the time while nobody does anything, and what nobody should read.
 _LEFT_OUT = frozenset(
     {"progress", "last_event", "attempts", "files", "digest", "evaluation", "train_tokens", "leased_until"}

@@ -62,6 +62,11 @@ class Database:
         """The database for a message, without its password."""
         return self._engine.url.render_as_string(hide_password=True)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether servers on several machines may use it."""
+        return self._engine.dialect.name != "sqlite"
+
     def is_new(self) -> bool:
         """Whether no migration has run yet."""
         with self._reported_errors(), self._engine.connect() as connection:

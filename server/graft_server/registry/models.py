@@ -271,6 +271,16 @@ class AuditEntry(Table):
     detail: Mapped[dict[str, Any]]
 
 
+class ServerRow(Table):
+    """A server of this registry: when it was last heard of, and the versions (``name@N``) that it had requests for."""
+
+    __tablename__ = "servers"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    seen_at: Mapped[datetime]
+    in_flight: Mapped[list[Any]]
+
+
 class Setting(Table):
     __tablename__ = "settings"
 

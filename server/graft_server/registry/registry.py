@@ -6,11 +6,11 @@ same time. Only records and paths leave it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
-from graft_server.registry import adapters, audit, claims, datasets, jobs, keys
+from graft_server.registry import adapters, audit, claims, datasets, jobs, keys, servers
 from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.database import Database
@@ -321,12 +321,14 @@ class Registry:
 
         Raises:
             UnknownError: there is none.
-            ConflictError: an alias stands for one of its versions, or a route needs it.
+            ConflictError: an alias stands for one of its versions, a route needs it, or another server has requests
+                for it.
         """
         with self._store.lock():
             with self._database.write() as session:
                 adapter = adapters.find_adapter(session, name)
                 refuse_routed(session, adapter.versions)
+                servers.refuse_in_flight(session, self.server, adapter.versions)
                 free = adapters.remove_adapter(session, adapter)
             self._remove_artefacts(free)
 
@@ -335,7 +337,8 @@ class Registry:
 
         Raises:
             UnknownError: there is none.
-            ConflictError: an alias stands for it, a route needs it, or it is pinned and ``unless_pinned``.
+            ConflictError: an alias stands for it, a route needs it, another server has requests for it, or it is
+                pinned and ``unless_pinned``.
         """
         with self._store.lock():
             with self._database.write() as session:
@@ -343,6 +346,7 @@ class Registry:
                 if unless_pinned and version.pinned:
                     raise ConflictError(f"{name}@{number} is pinned")
                 refuse_routed(session, [version])
+                servers.refuse_in_flight(session, self.server, [version])
                 free = adapters.remove_version(session, version)
             self._remove_artefacts(free)
 
@@ -603,6 +607,26 @@ class Registry:
         """The number of the last change of anything by any server: as cheap as a question can be."""
         with self._database.read() as session:
             return audit.newest(session)
+
+    @property
+    def has_others(self) -> bool:
+        """Whether other servers may use the database too; an SQLite file is one server's."""
+        return self._database.is_shared
+
+    def report_in_flight(self, refs: Iterable[str]) -> None:
+        """Tell other servers the versions that this one has requests for; believed for half a minute."""
+        with self._database.write() as session:
+            servers.report(session, self.server, refs)
+
+    def in_flight_elsewhere(self) -> set[str]:
+        """The versions (``name@N``) that other servers have requests for."""
+        with self._database.read() as session:
+            return servers.in_flight_elsewhere(session, self.server)
+
+    def take_turn(self, name: str, every: timedelta) -> bool:
+        """Whether this server is to do ``name`` now, which one of all does once within ``every``."""
+        with self._database.write() as session:
+            return servers.take_turn(session, name, every)
 
     # Everything else
 
