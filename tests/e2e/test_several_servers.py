@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 from graft_client.schemas.jobs import JobInfo, JobState
 from support.lora_folders import write_lora
 from support.postgresql import PostgreSQL, postgresql
-from support.processes import ServerProcess, eventually, running
+from support.processes import WORKER, ServerProcess, eventually, running
 from support.serving import sse
 
 pytestmark = pytest.mark.torch
@@ -172,20 +173,36 @@ def test_a_job_is_cancelled_through_the_other_server(
     assert finished(first, job).state is JobState.cancelled
 
 
-def test_a_job_of_a_server_that_is_killed_goes_on_on_another_one(
+def test_a_job_goes_on_elsewhere_when_its_server_is_stopped_or_killed(
     pair: tuple[ServerProcess, ServerProcess], start: Start, translations: Path
 ) -> None:
     first, _ = pair
     with start("doomed") as doomed:
-        job = train(doomed, translations, "survivor", LONG)
-        eventually(lambda: list(doomed.data_dir.glob("jobs/*/worker.log")), what="at work")
-        killed = time.monotonic()
+        hung = train(doomed, translations, "hung", LONG)
+        worker = doomed.child(WORKER)
+        doomed.process.send_signal(signal.SIGSTOP)
+        taken_over(first, hung)
+        doomed.process.send_signal(signal.SIGCONT)
+        # It notices by itself that the job is not its own any more.
+        eventually(lambda: not worker.is_running(), within=LEASE + 2, what="the first worker is gone")
+        went_on(first, hung, "hung@1")
+        assert "is not at work on this server any more" in doomed.log
+
+        killed = train(doomed, translations, "killed", LONG)
+        eventually(lambda: doomed.children(WORKER), what="at work")
         doomed.kill()
-        eventually(lambda: states(first, job).count("running") == 2, within=4 * LEASE, what="taken over")
-        assert time.monotonic() - killed >= 0.5 * LEASE
-        done = finished(first, job)
-    assert (done.state, done.version, done.attempts) == (JobState.succeeded, "survivor@1", 2)
-    assert states(first, job) == ["queued", "running", "queued", "running", "evaluating", "succeeded"]
+        taken_over(first, killed)
+        went_on(first, killed, "killed@1")
+
+
+def taken_over(server: ServerProcess, job: str) -> None:
+    eventually(lambda: states(server, job).count("running") == 2, within=5 * LEASE, what="taken over")
+
+
+def went_on(server: ServerProcess, job: str, version: str) -> None:
+    done = finished(server, job)
+    assert (done.state, done.version, done.attempts) == (JobState.succeeded, version, 2)
+    assert states(server, job) == ["queued", "running", "queued", "running", "evaluating", "succeeded"]
 
 
 class Stream:

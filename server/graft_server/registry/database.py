@@ -14,7 +14,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker
 
 from graft_server.registry.errors import InvalidDatabaseError, NewerDatabaseError, StorageFullError, UnavailableError
@@ -23,6 +23,11 @@ from graft_server.registry.visibility import EVERYTHING, restrictions
 
 _BUSY_TIMEOUT_MS = 30_000
 _CONNECT_SECONDS = 5
+#: Milliseconds after which a writer that does nothing loses its transaction: a server that is stopped, or was cut off,
+#: must not keep all others from writing.
+_IDLE_WRITER_MS = 60_000
+#: A network that is gone is noticed within seconds; without these only after a quarter of an hour.
+_NETWORK = {"tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 #: Any number that no other program on the same PostgreSQL database uses.
 _WRITERS_LOCK = 0x67726166  # "graf"
 _WRITES = "graft_writes"
@@ -99,10 +104,11 @@ class Database:
     def _reported_errors(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as error:
+        except DBAPIError as error:
             if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise StorageFullError(self.name) from error
-            if self._engine.dialect.name == "postgresql":
+            ended = isinstance(error, OperationalError) or error.connection_invalidated
+            if ended and self._engine.dialect.name == "postgresql":
                 raise UnavailableError(self.name) from error
             raise
 
@@ -148,7 +154,7 @@ def _engine_of(url: str) -> Engine:
         parsed.set(drivername="postgresql+psycopg"),
         # A server that was started anew has ended its connections: that costs a question, not a request.
         pool_pre_ping=True,
-        connect_args={"connect_timeout": _CONNECT_SECONDS},
+        connect_args={"connect_timeout": _CONNECT_SECONDS, **_NETWORK},
     )
 
 
@@ -158,7 +164,10 @@ def _configure_postgresql(engine: Engine) -> None:
         if connection.get_execution_options().get(_WRITES, False):
             # One writer at a time, as with SQLite, so that what a transaction has looked at still holds when it writes.
             # Migrations take the same lock.
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_BUSY_TIMEOUT_MS}")
+            connection.exec_driver_sql(
+                f"SET LOCAL lock_timeout = {_BUSY_TIMEOUT_MS}; "
+                f"SET LOCAL idle_in_transaction_session_timeout = {_IDLE_WRITER_MS}"
+            )
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS_LOCK})")
         else:
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
