@@ -109,13 +109,14 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         turn_seconds=settings.max_turn_seconds,
     )
     turnstile = Turnstile(gate, on_enqueue=engine.prefetch)
-    states = StateCache()
+    states = StateCache(files=registry.files)
     profiles = ProfileCatalogue(registry, host, states, settings.data_dir / PROFILES)
     auto = AutoRouter(registry, host, profiles, threshold=settings.auto_threshold, below=settings.auto_below)
     resolver = Resolver(registry, host, states, auto, base_name=lambda: base_name(engine, settings))
     guards = Guards(CanaryStop(registry))
     shadows = Shadows(settings.data_dir / FOLDER)
     predictor = Predictor(
+        registry=registry,
         resolver=resolver,
         engine=engine,
         turnstile=turnstile,
@@ -260,6 +261,7 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     progress.close()
     sys.stdout.write(f"Serving {base.name} at {url}\n")
     sys.stdout.flush()
+    await services.cleaner.collect_objects()
 
 
 def _background(services: Services) -> list[asyncio.Task[None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,6 @@ class S3Server:
 
     def __init__(self, server: Any) -> None:
         self._server = server
-        self._buckets = 0
         host, port = server.get_host_and_port()
         #: What a process needs in its environment to find the server.
         self.environment: Mapping[str, str] = {**_KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
@@ -28,9 +28,9 @@ class S3Server:
 
     def new_url(self) -> str:
         """The URL of a prefix in an empty bucket."""
-        self._buckets += 1
-        self.driver().mkdir(f"bucket{self._buckets}")
-        return f"s3://bucket{self._buckets}/some/prefix"
+        bucket = f"bucket-{secrets.token_hex(4)}"
+        self.driver().mkdir(bucket)
+        return f"s3://{bucket}/some/prefix"
 
     def driver(self) -> Any:
         """An fsspec file system, for looking at what is there and spoiling it."""

@@ -109,6 +109,7 @@ def show(session: Session, adapter: str) -> None:
     examples=[
         "graft adapters register ./some-peft-folder --name x --task translation",
         "graft adapters register some-peft-folder.zip --name x --task translation",
+        "graft adapters register some-owner/some-lora@main --name x --task translation",
     ],
 )
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -118,8 +119,10 @@ def show(session: Session, adapter: str) -> None:
 def register(session: Session, folder: Path, name: str, task: str) -> None:
     """Publish a PEFT adapter that was trained elsewhere as the next version of NAME.
 
-    FOLDER, or a zip archive of one, holds adapter_config.json and adapter_model.safetensors; task_state.json and
-    graft.json are taken along where they are there. Pickled weights are refused.
+    FOLDER, a zip archive of one, or a repository on the model hub (OWNER/REPO or OWNER/REPO@REVISION, at HF_ENDPOINT)
+    holds adapter_config.json and adapter_model.safetensors; task_state.json and graft.json are taken along where they
+    are there. Pickled weights are refused. This command fetches from the hub, with your own token; the server never
+    does.
     """
     from graft_client.cli.adapter_files import adapter_files, opened
     from graft_client.cli.uploads import total_bytes

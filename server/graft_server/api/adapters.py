@@ -20,6 +20,7 @@ from graft_server.engine.base import AdapterLoadError
 from graft_server.problems import ProblemError
 from graft_server.registry.adapters import check_name
 from graft_server.registry.errors import UnknownError
+from graft_server.registry.reading import hold
 from graft_server.registry.records import Lineage
 from graft_server.services import Services
 from graft_server.serving.evaluator import unpublished_source
@@ -105,7 +106,8 @@ async def unpin_version(name: str, number: int, services: ServicesDep) -> Versio
 async def export_adapter(ref: str, services: ServicesDep) -> FileResponse:
     """A version's files as a zip archive."""
     version = await asyncio.to_thread(services.registry.resolve, ref)
-    archive = await asyncio.to_thread(pack, sorted(version.path.iterdir()), services.uploads)
+    with await hold(services.registry, version):
+        archive = await asyncio.to_thread(pack, sorted(version.path.iterdir()), services.uploads)
     return archive_response(archive, version, ".zip")
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 
@@ -26,6 +27,7 @@ from graft_server.registry.copying import flush_tree
 from graft_server.registry.errors import (
     CorruptArtefactError,
     NotFetchedError,
+    RegistryError,
     StorageFullError,
     StoreUnavailableError,
 )
@@ -37,7 +39,8 @@ FOLDER = "cache"
 
 #: Folders fetched at once.
 _FETCHES = 4
-#: Seconds for which an object store that did not answer is not asked again: its drivers are slow to give up.
+#: Seconds for which an object store that did not answer is not asked again, for its drivers are slow to give up; nor
+#: for a folder that could not be fetched.
 _PAUSE = 5.0
 #: What nothing was written to for so long is no upload in progress.
 _ABANDONED = timedelta(days=1)
@@ -57,7 +60,9 @@ class CachedStore(ArtefactStore):
         self._bytes = 0
         self._holders: Counter[Path] = Counter()
         self._fetches: dict[Path, Future[None]] = {}
-        self._silence: tuple[float, StoreUnavailableError] | None = None
+        self._silence: tuple[float, RegistryError] | None = None
+        #: What went wrong with the last fetch of a folder, and until when nobody tries again.
+        self._failures: dict[Path, tuple[float, RegistryError]] = {}
         self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="artefact-fetch")
 
     def create(self) -> None:
@@ -74,7 +79,7 @@ class CachedStore(ArtefactStore):
     @contextmanager
     def held(self, folder: Path, digest: str, *, wait: bool = True) -> Iterator[Path]:
         while not self._hold(folder):
-            if not wait and self._refusal() is None:
+            if not wait and self._refusal(folder) is None:
                 raise NotFetchedError(folder, digest)
             # Between the fetch and our hold others may have needed the room.
             self.fetch(folder, digest).result()
@@ -92,7 +97,7 @@ class CachedStore(ArtefactStore):
                 return running
             if folder in self._entries:
                 return _done(None)
-            if refusal := self._refusal():
+            if refusal := self._refusal(folder):
                 return _done(refusal)
             future = self._fetches[folder] = self._pool.submit(self._fetch, folder, digest)
             return future
@@ -116,12 +121,15 @@ class CachedStore(ArtefactStore):
             try:
                 self._download(folder, digest)
             except StorageFullError:
-                if not self._evict(0):
+                if not self._evict(0, spared=0):
                     raise
                 self._download(folder, digest)
             self._silence = None
-        except StoreUnavailableError as error:
-            self._silence = (time.monotonic() + _PAUSE, error)
+            self._failures.pop(folder, None)
+        except RegistryError as error:
+            self._failures[folder] = failure = (time.monotonic() + _PAUSE, error)
+            if isinstance(error, StoreUnavailableError):
+                self._silence = failure
             raise
         finally:
             with self._mutex:
@@ -138,10 +146,12 @@ class CachedStore(ArtefactStore):
                     self._put(content, folder)
                 self._enter(folder, size)
 
-    def _refusal(self) -> StoreUnavailableError | None:
-        """Why nothing is asked of the object store just now."""
-        silence = self._silence
-        return silence[1] if silence is not None and time.monotonic() < silence[0] else None
+    def _refusal(self, folder: Path) -> RegistryError | None:
+        """Why a folder is not fetched just now."""
+        for failure in (self._failures.get(folder), self._silence):
+            if failure is not None and time.monotonic() < failure[0]:
+                return failure[1]
+        return None
 
     # Entries
 
@@ -182,21 +192,22 @@ class CachedStore(ArtefactStore):
         with contextlib.suppress(RuntimeError):  # closed: the next process finds the cache too large
             self._pool.submit(self._evict, self._budget)
 
-    def _evict(self, budget: int) -> bool:
-        """Remove entries that nobody holds until they have ``budget`` bytes, but never the one used last. Whether
-        anything was removed."""
+    def _evict(self, budget: int, *, spared: int = 1) -> bool:
+        """Remove entries that nobody holds until they have ``budget`` bytes, but for the ``spared`` ones used last:
+        whoever fetched one is about to hold it. Whether anything was removed."""
         removed = False
         with self.lock():
-            while (victim := self._victim(budget)) is not None:
+            while (victim := self._victim(budget, spared)) is not None:
                 self.remove(victim)
                 removed = True
         return removed
 
-    def _victim(self, budget: int) -> Path | None:
+    def _victim(self, budget: int, spared: int) -> Path | None:
         with self._mutex:
             if self._bytes <= budget:
                 return None
-            victim = next((folder for folder in list(self._entries)[:-1] if folder not in self._holders), None)
+            oldest = islice(self._entries, len(self._entries) - spared)
+            victim = next((folder for folder in oldest if folder not in self._holders), None)
             if victim is not None:
                 # Under the mutex, so that nobody holds it between here and its removal.
                 self._drop(victim)
@@ -229,8 +240,8 @@ class CachedStore(ArtefactStore):
     def discard(self, folder: Path) -> None:
         self._objects.delete(self._key(folder))
 
-    def abandoned(self, *, older_than: timedelta = _ABANDONED) -> list[Path]:
-        return [self.place / key for key in self._objects.keys(older_than=older_than)]
+    def abandoned(self) -> list[Path]:
+        return [self.place / key for key in self._objects.keys(older_than=_ABANDONED)]
 
     # Ownership
 

@@ -25,6 +25,14 @@ _MANIFEST = "manifest.json"
 _OWNER = "registry.json"
 #: What to install for the protocols that fsspec has no driver of its own for.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+#: Who waits for a store that does not answer wants to know soon; by itself the driver tries for half a minute.
+_PATIENCE = {
+    "config_kwargs": {
+        "connect_timeout": 3,
+        "read_timeout": 20,
+        "retries": {"mode": "standard", "total_max_attempts": 2},
+    }
+}
 
 
 class ObjectStore:
@@ -42,8 +50,9 @@ class ObjectStore:
         self.name = re.sub(r"//[^/@]*@", "//", url)
         protocol = url.partition("://")[0]
         try:
+            options = _PATIENCE if _EXTRAS.get(protocol) == "s3" else {}
             # Not one that was made with other credentials in the environment.
-            self._fs, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
+            self._fs, root = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)
         except ImportError as error:
             hint = f"pip install 'graftwork[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else str(error)
             raise InvalidStoreError(f"{self.name} needs a driver that is not installed: {hint}") from error
@@ -114,7 +123,8 @@ class ObjectStore:
         """The registry that the store belongs to, or ``None`` before it is any's."""
         try:
             with self._answers():
-                return str(json.loads(self._fs.cat_file(self._path(_OWNER)))["registry"])
+                content = self._fs.cat_file(self._path(_OWNER))
+            return str(json.loads(content)["registry"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
@@ -126,7 +136,8 @@ class ObjectStore:
     def _manifest(self, key: str, digest: str) -> list[StoredFile]:
         try:
             with self._answers():
-                document = json.loads(self._fs.cat_file(self._path(key, _MANIFEST)))
+                content = self._fs.cat_file(self._path(key, _MANIFEST))
+            document = json.loads(content)
             files = [StoredFile(str(name), int(size), str(sha256)) for name, size, sha256 in document["files"]]
         except FileNotFoundError as error:
             raise self._corrupt(key, "it is gone") from error

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -50,6 +50,16 @@ class RegistryCounts:
     versions: int
     datasets: int
     jobs: dict[str, int]
+
+
+class Stored(Protocol):
+    """What has files in the artefact store: where they are read, and their digest."""
+
+    @property
+    def path(self) -> Path | str: ...
+
+    @property
+    def digest(self) -> str: ...
 
 
 class Registry:
@@ -116,7 +126,7 @@ class Registry:
 
     # Files
 
-    def files(self, record: VersionRecord | DatasetRecord, *, wait: bool = True) -> AbstractContextManager[Path]:
+    def files(self, record: Stored, *, wait: bool = True) -> AbstractContextManager[Path]:
         """Have the files of a version or a dataset in the folder at its ``path`` for the length of the block.
 
         Raises:
@@ -125,7 +135,9 @@ class Registry:
             StoreUnavailableError: the object store does not answer.
             StorageFullError: no space is left for them.
         """
-        return self._store.held(record.path, record.digest, wait=wait)
+        folder = Path(record.path)
+        # What has no digest is not published, and lies where it was made.
+        return self._store.held(folder, record.digest, wait=wait) if record.digest else nullcontext(folder)
 
     def fetch(self, missing: NotFetchedError) -> Future[None]:
         """Fetch what was missed; one fetch for all who miss it. The future has the errors of ``files``."""

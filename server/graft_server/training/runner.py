@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +23,15 @@ from graft_plugins.manager import PluginHost
 from graft_server.base_model.source import BaseModel
 from graft_server.children import compute_environment
 from graft_server.config import Settings
-from graft_server.registry.errors import LostClaimError, RegistryError, UnavailableError
+from graft_server.registry.errors import (
+    CorruptArtefactError,
+    LostClaimError,
+    RegistryError,
+    StorageFullError,
+    UnavailableError,
+)
 from graft_server.registry.outages import Outlasting
-from graft_server.registry.records import JobRecord, Lineage, VersionRecord
+from graft_server.registry.records import DatasetRecord, JobRecord, Lineage, VersionRecord
 from graft_server.registry.registry import Registry
 from graft_server.training.files import write_whole
 from graft_server.training.keeper import ClaimKeeper
@@ -219,7 +226,16 @@ class JobRunner:
 
     async def _train(self, run: _Run) -> TrainingSummary:
         """Run the worker until it is done, again after a crash: it goes on from its last checkpoint."""
-        await self._ask(self._write_spec, run.job)
+        dataset = await self._ask(self._registry.dataset, run.job.dataset)
+        with ExitStack() as held:
+            try:
+                await self._ask(lambda: held.enter_context(self._registry.files(dataset)))
+            except (CorruptArtefactError, StorageFullError) as error:
+                raise JobFailed(f"the dataset can't be read: {error}; resume the job to try it again") from error
+            await self._ask(self._write_spec, run.job, dataset)
+            return await self._work_through(run)
+
+    async def _work_through(self, run: _Run) -> TrainingSummary:
         for start in range(1, _STARTS + 1):
             code = await run.work()
             if code == DONE and run.summary is not None:
@@ -239,8 +255,7 @@ class JobRunner:
             "machine ran out of memory, lower batch_size or max_length and resume the job"
         )
 
-    def _write_spec(self, job: JobRecord) -> None:
-        dataset = self._registry.dataset(job.dataset)
+    def _write_spec(self, job: JobRecord, dataset: DatasetRecord) -> None:
         base = self._base
         spec = TrainingSpec(
             job=job.id,

@@ -9,15 +9,8 @@ from pathlib import Path
 import pytest
 
 from graft_server.registry import ConflictError, CorruptArtefactError, Registry
-from support.object_stores import S3Server, s3_server
 
 Open = Callable[..., Registry]
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
 
 
 @pytest.fixture(params=["data folder", "file", "memory", "s3"])

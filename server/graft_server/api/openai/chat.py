@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -19,6 +18,7 @@ from graft_server.api.openai.shapes import chat_logprobs, messages_of, sampling_
 from graft_server.api.openai.stream import DONE, chunk, error_chunk
 from graft_server.api.predict import route_headers
 from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
+from graft_server.registry.reading import with_files
 from graft_server.services import Services
 from graft_server.serving.choices import answer_all, choices, stream_all
 from graft_server.serving.pipeline import Plan, plan_messages
@@ -35,7 +35,7 @@ async def chat_completions(
     include_usage = wants_usage(body)
     sampling = sampling_of(body)
     messages = messages_of(body.messages)
-    plan = await asyncio.to_thread(_plan, services, body.model, messages, sampling, body.user)
+    plan = await with_files(services.registry, _plan, services, body.model, messages, sampling, body.user)
     plans = choices(plan, body.n or 1)
     head: dict[str, Any] = {
         "id": f"chatcmpl-{time.time_ns():x}",

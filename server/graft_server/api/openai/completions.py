@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
@@ -20,6 +19,7 @@ from graft_server.api.openai.stream import DONE, chunk, error_chunk
 from graft_server.api.predict import route_headers
 from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
 from graft_server.problems import ProblemError
+from graft_server.registry.reading import with_files
 from graft_server.services import Services
 from graft_server.serving.choices import answer_all, choices, stream_all
 from graft_server.serving.pipeline import Plan, plan_verbatim
@@ -40,7 +40,7 @@ async def completions(body: CompletionRequest, request: Request, services: Servi
     if not prompts:
         raise ProblemError("invalid-request", "`prompt` holds no text", param="prompt")
     n = body.n or 1
-    planned = await asyncio.to_thread(_plan, services, body.model, prompts, sampling, body.user)
+    planned = await with_files(services.registry, _plan, services, body.model, prompts, sampling, body.user)
     plans = [each for plan in planned for each in choices(plan, n)]
     head: dict[str, Any] = {
         "id": f"cmpl-{time.time_ns():x}",

@@ -111,10 +111,12 @@ class ProfileCatalogue:
     def _texts(self, version: VersionRecord, dataset_id: str) -> Iterator[str]:
         task = self._host.task(version.lineage.task)
         dataset = self._registry.dataset(dataset_id)
-        files = [dataset.path / name for name, _, _ in dataset.files]
-        examples = load_dataset(self._host.readers, task, files, dataset.format).examples
+        with self._registry.files(version), self._registry.files(dataset) as folder:
+            files = [folder / name for name, _, _ in dataset.files]
+            examples = load_dataset(self._host.readers, task, files, dataset.format).examples
+            state = self._states.get(version, task)
         random.Random(dataset_id).shuffle(examples)
-        return prompt_texts(task, self._states.get(version, task), examples[:MOST_TEXTS])
+        return prompt_texts(task, state, examples[:MOST_TEXTS])
 
 
 def prompt_texts(task: AnyTask, state: BaseModel, examples: list[Any]) -> Iterator[str]:
