@@ -176,12 +176,14 @@ def test_a_job_is_cancelled_through_the_other_server(
 def test_a_job_goes_on_elsewhere_when_its_server_is_stopped_or_killed(
     pair: tuple[ServerProcess, ServerProcess], start: Start, translations: Path
 ) -> None:
-    first, _ = pair
+    first = pair[0]
     with start("doomed") as doomed:
         hung = train(doomed, translations, "hung", LONG)
         worker = doomed.child(WORKER)
+        assert first.json("jobs", "show", hung)["server"] == doomed.json("status")["name"]
         doomed.process.send_signal(signal.SIGSTOP)
         taken_over(first, hung)
+        assert first.json("jobs", "show", hung)["server"] in {server.json("status")["name"] for server in pair}
         doomed.process.send_signal(signal.SIGCONT)
         # It notices by itself that the job is not its own any more.
         eventually(lambda: not worker.is_running(), within=LEASE + 2, what="the first worker is gone")
