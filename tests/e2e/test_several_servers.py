@@ -178,7 +178,7 @@ def test_a_job_goes_on_elsewhere_when_its_server_is_stopped_or_killed(
 ) -> None:
     first = pair[0]
     with start("doomed") as doomed:
-        hung = train(doomed, translations, "hung", LONG)
+        hung = train(doomed, translations, "hung", LONG | {"max_steps": 30})
         worker = doomed.child(WORKER)
         assert first.json("jobs", "show", hung)["server"] == doomed.json("status")["name"]
         doomed.process.send_signal(signal.SIGSTOP)
@@ -190,7 +190,7 @@ def test_a_job_goes_on_elsewhere_when_its_server_is_stopped_or_killed(
         went_on(first, hung, "hung@1")
         assert "is not at work on this server any more" in doomed.log
 
-        killed = train(doomed, translations, "killed", LONG)
+        killed = train(doomed, translations, "killed", SHORT)
         eventually(lambda: doomed.children(WORKER), what="at work")
         doomed.kill()
         taken_over(first, killed)
