@@ -239,23 +239,31 @@ class Stream:
 
 
 def test_a_database_that_is_away_ends_no_answer_and_loses_nothing(
-    pair: tuple[ServerProcess, ServerProcess], database: PostgreSQL
+    pair: tuple[ServerProcess, ServerProcess], database: PostgreSQL, translations: Path
 ) -> None:
     first, second = pair
     first.graft("adapters", "promote", "de@1", "steady")
+    job = train(first, translations, "patient", LONG)
+    eventually(lambda: "running" in states(first, job), what="at work")
     stream = Stream(second)
     database.stop()
+    back = time.monotonic() + LEASE + 1
     try:
         with first.http() as http:
             refused = http.post("/api/adapters/de/aliases/steady", json={"version": 2})
         assert (refused.status_code, refused.json()["code"]) == (503, "registry-unavailable")
         assert "does not answer; nothing was changed, try again soon" in refused.json()["detail"]
         assert stream.end() == "result"
+        # Long enough for the claim of the job to run out.
+        time.sleep(max(0.0, back - time.monotonic()))
     finally:
         database.start()
     assert [answering(server, "de@steady") for server in pair] == ["de@1"] * 2
     first.graft("adapters", "promote", "de@2", "steady")
     soon(lambda: answering(second, "de@steady") == "de@2", "promoted")
+    # The other server had a right to the job, but did not take it: the first one had no way to renew its claim.
+    done = finished(second, job)
+    assert (done.state, done.version, done.attempts) == (JobState.succeeded, "patient@1", 1)
 
 
 def test_a_revoked_key_is_refused_by_both_also_within_an_answer(pair: tuple[ServerProcess, ServerProcess]) -> None:
