@@ -18,7 +18,7 @@ from graft_server.registry.visibility import actor
 _NOT_LOGGED = (Artefact, AuditEntry, Counter, Event, ServerRow, Setting)
 #: What changes all the time while nobody does anything, and what nobody should read.
 _LEFT_OUT = frozenset(
-    {"progress", "last_event", "attempts", "files", "digest", "evaluation", "train_tokens", "leased_until"}
+    {"data", "progress", "last_event", "attempts", "files", "digest", "evaluation", "train_tokens", "leased_until"}
 )
 _COUNTER = "audit"
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,10 +44,12 @@ from graft_server.training.spec import (
     LINE,
     LOG_FILE,
     RESULT_FOLDER,
+    SNAPSHOT_FOLDER,
     SPEC_FILE,
     STOPPED,
     BaseModelSpec,
     CheckpointLine,
+    DataSpec,
     DoneLine,
     FailedLine,
     Line,
@@ -53,6 +57,7 @@ from graft_server.training.spec import (
     MetricsLine,
     TrainingSpec,
     TrainingSummary,
+    checkpoints_of,
 )
 
 log = logging.getLogger(__name__)
@@ -181,7 +186,7 @@ class JobRunner:
     def _begin(self, job: JobRecord) -> None:
         assert job.claim is not None
         self._keeper.add(job.claim)
-        run = self._jobs[job.id] = _Run(self._registry, job, self._ask)
+        run = self._jobs[job.id] = _Run(self._registry, job, self._ask, self._publish_checkpoint)
         run.task = asyncio.create_task(self._run(run), name=f"job-{job.id}")
 
     # One job
@@ -226,14 +231,26 @@ class JobRunner:
 
     async def _train(self, run: _Run) -> TrainingSummary:
         """Run the worker until it is done, again after a crash: it goes on from its last checkpoint."""
-        dataset = await self._ask(self._registry.dataset, run.job.dataset)
+        rows, watched = await self._ask(self._datasets, run.job)
         with ExitStack() as held:
             try:
-                await self._ask(lambda: held.enter_context(self._registry.files(dataset)))
+                for dataset in filter(None, (rows, watched)):
+                    await self._ask(self._hold, held, dataset)
             except (CorruptArtefactError, StorageFullError) as error:
                 raise JobFailed(f"the dataset can't be read: {error}; resume the job to try it again") from error
-            await self._ask(self._write_spec, run.job, dataset)
+            await self._ask(self._write_spec, run.job, rows, watched)
+            # Of a worker whose server was killed before it could be told of them.
+            for snapshot in _snapshots(run.job):
+                await run.checkpoint(int(snapshot.name), known=False)
             return await self._work_through(run)
+
+    def _datasets(self, job: JobRecord) -> tuple[DatasetRecord, DatasetRecord | None]:
+        """What a job trains on, and what it is watched on if that is a dataset of its own."""
+        watched = job.options.get("validation_dataset")
+        return self._registry.dataset(job.dataset), None if watched is None else self._registry.dataset(watched)
+
+    def _hold(self, held: ExitStack, dataset: DatasetRecord) -> None:
+        held.enter_context(self._registry.files(dataset))
 
     async def _work_through(self, run: _Run) -> TrainingSummary:
         for start in range(1, _STARTS + 1):
@@ -255,7 +272,7 @@ class JobRunner:
             "machine ran out of memory, lower batch_size or max_length and resume the job"
         )
 
-    def _write_spec(self, job: JobRecord, dataset: DatasetRecord) -> None:
+    def _write_spec(self, job: JobRecord, dataset: DatasetRecord, watched: DatasetRecord | None) -> None:
         base = self._base
         spec = TrainingSpec(
             job=job.id,
@@ -273,6 +290,7 @@ class JobRunner:
             format=dataset.format,
             # A dataset is stored with bad rows only where its owner said to go on without them.
             skip_bad=dataset.bad_rows > 0,
+            validation=None if watched is None else _data(watched),
             options=job.options,
             device=self._settings.training_device,
             plugins=self._settings.plugins,
@@ -310,19 +328,9 @@ class JobRunner:
         return evaluation
 
     async def _publish(self, job: JobRecord, summary: TrainingSummary, evaluation: EvaluationSummary) -> VersionRecord:
-        plugin = self._host.provider("task", job.task)
-        lineage = Lineage(
-            task=job.task,
-            method=job.method,
-            base_model=self._base.name,
-            base_fingerprint=self._base.fingerprint,
+        lineage = replace(
+            self._lineage(job),
             rank=summary.rank,
-            plugin=plugin.name,
-            plugin_version=plugin.version,
-            dataset=job.dataset,
-            job=job.id,
-            seed=job.options.get("seed"),
-            options=job.options,
             train_rows=summary.train_rows,
             train_seconds=summary.train_seconds,
             train_tokens=summary.train_tokens,
@@ -344,6 +352,48 @@ class JobRunner:
         except RegistryError as error:
             raise JobFailed(f"the version can't be published: {error}; resume the job to try it again") from error
 
+    async def _publish_checkpoint(self, job: JobRecord, step: int) -> str | None:
+        """Publish what the worker left of a checkpoint, if it did; the version's name."""
+        folder = job.folder / SNAPSHOT_FOLDER / f"{step:08d}"
+        if not folder.is_dir():
+            return None
+        lineage = replace(self._lineage(job), step=step, rank=self._host.method(job.method).rank(job.options))
+        name = checkpoints_of(job.adapter)
+        version = await self._ask(self._registry.publish, name, folder, lineage, claim=job.claim)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        self._on_published(version)
+        return version.ref
+
+    def _lineage(self, job: JobRecord) -> Lineage:
+        """What is known of a version before the training is over."""
+        plugin = self._host.provider("task", job.task)
+        return Lineage(
+            task=job.task,
+            method=job.method,
+            base_model=self._base.name,
+            base_fingerprint=self._base.fingerprint,
+            plugin=plugin.name,
+            plugin_version=plugin.version,
+            dataset=job.dataset,
+            job=job.id,
+            seed=job.options.get("seed"),
+            options=job.options,
+        )
+
+
+def _data(dataset: DatasetRecord) -> DataSpec:
+    return DataSpec(
+        files=[dataset.path / name for name, _, _ in dataset.files],
+        format=dataset.format,
+        skip_bad=dataset.bad_rows > 0,
+    )
+
+
+def _snapshots(job: JobRecord) -> list[Path]:
+    """The whole ones, the oldest first."""
+    folder = job.folder / SNAPSHOT_FOLDER
+    return sorted(path for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+
 
 def _trained(progress: JobProgress, summary: TrainingSummary) -> JobProgress:
     """Where a job stands whose training is over."""
@@ -364,7 +414,13 @@ def _trained(progress: JobProgress, summary: TrainingSummary) -> JobProgress:
 class _Run:
     """One job at work: its worker or its evaluation, and what is known of it."""
 
-    def __init__(self, registry: Registry, job: JobRecord, ask: Outlasting) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        job: JobRecord,
+        ask: Outlasting,
+        publish_checkpoint: Callable[[JobRecord, int], Awaitable[str | None]],
+    ) -> None:
         self.job = job
         self.task: asyncio.Task[None] | None = None
         self.evaluation: asyncio.Future[EvaluationSummary] | None = None
@@ -378,6 +434,7 @@ class _Run:
         self.error: str | None = None
         self._registry = registry
         self._ask = ask
+        self._publish_checkpoint = publish_checkpoint
         self._process: asyncio.subprocess.Process | None = None
         self._noted = 0.0
         self._notes: set[asyncio.Task[None]] = set()
@@ -456,13 +513,27 @@ class _Run:
                 if changed or progress.step == progress.total_steps or time.monotonic() - self._noted >= _PACE:
                     await self._note()
             case CheckpointLine(step=step):
-                await self.event("checkpoint", {"step": step})
+                await self.checkpoint(step)
             case LogLine(message=text):
                 await self.event("log", {"message": text})
             case DoneLine(summary=summary):
                 self.summary = summary
             case FailedLine(error=error):
                 self.error = error
+
+    async def checkpoint(self, step: int, *, known: bool = True) -> None:
+        """Note a checkpoint, with the figures of its step where they are ``known``, and as what it was published."""
+        data: dict[str, Any] = {"step": step}
+        if known:
+            data |= {"loss": self.progress.loss, "eval_loss": self.progress.eval_loss}
+        try:
+            version = await self._publish_checkpoint(self.job, step)
+        except RegistryError as error:
+            # The training itself loses nothing by it.
+            await self.event("log", {"message": f"the checkpoint of step {step} can't be published: {error}"})
+        else:
+            data |= {"version": version} if version is not None else {}
+        await self.event("checkpoint", data)
 
     def evaluated(self, done: int, total: int) -> None:
         """Note how far the evaluation is; called from the event loop, often."""
