@@ -8,8 +8,8 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session, joinedload, selectinload
+from sqlalchemy import String, cast, func, or_, select
+from sqlalchemy.orm import Session, contains_eager, joinedload, selectinload
 
 from graft_client.schemas.adapters import EvaluationSummary
 from graft_server.registry.artefacts import ArtefactStore, Staged
@@ -148,9 +148,11 @@ def latest_for_task(session: Session, task: str) -> Version | None:
     return session.scalar(_WHOLE_VERSIONS.where(Version.task == task).order_by(Version.engine_id.desc()).limit(1))
 
 
-def list_trained(session: Session, after: int) -> list[Version]:
-    """Those with a dataset, in the order in which they were published."""
-    query = _WHOLE_VERSIONS.where(Version.engine_id > after, Version.dataset.is_not(None))
+def list_described(session: Session, after: int, file: str) -> list[Version]:
+    """Those with a dataset or with a file of this name, in the order in which they were published."""
+    has_file = cast(Artefact.files, String).contains(f'"{file}"')
+    query = select(Version).join(Version.artefact).options(contains_eager(Version.artefact))
+    query = query.where(Version.engine_id > after, or_(Version.dataset.is_not(None), has_file))
     return list(session.scalars(query.order_by(Version.engine_id)))
 
 
@@ -220,6 +222,7 @@ def version_record(version: Version, store: ArtefactStore) -> VersionRecord:
         size_bytes=version.artefact.size_bytes,
         created_at=version.created_at,
         lineage=Lineage(**columns),
+        files=tuple(name for name, _, _ in version.artefact.files),
         pinned=version.pinned,
     )
 
