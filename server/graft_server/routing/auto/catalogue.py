@@ -1,7 +1,7 @@
 """The profiles of all adapters, kept in step with the registry: who is published takes part with the next request.
 
 The latest version of an adapter that says what it is for decides: by the profile that lies beside its weights, or by
-the dataset that it was trained on. Of that, a profile is made once and kept in the data folder under the dataset's id, so
+the dataset that it was trained on. Of a dataset the profile is made once and kept in the data folder under its id, so
 that neither a restart nor a deleted dataset loses it. Blocking: called in a thread.
 """
 
