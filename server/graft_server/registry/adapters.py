@@ -17,7 +17,7 @@ from graft_server.registry.database import next_number
 from graft_server.registry.errors import ConflictError, InvalidNameError, UnknownError
 from graft_server.registry.models import Adapter, Alias, Artefact, Version, now
 from graft_server.registry.records import AdapterRecord, Lineage, VersionRecord
-from graft_server.registry.visibility import visible
+from graft_server.registry.visibility import EVERYTHING, visible
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _RESERVED = frozenset({"base", "auto"})
@@ -202,7 +202,9 @@ def _drop_unreferenced(session: Session, digests: list[str]) -> list[str]:
     session.flush()
     free = []
     for digest in dict.fromkeys(digests):
-        if not session.scalar(select(func.count()).where(Version.digest == digest)):
+        # Those that the caller may not see count too.
+        others = select(func.count()).where(Version.digest == digest).execution_options(**{EVERYTHING: True})
+        if not session.scalar(others):
             session.delete(session.get_one(Artefact, digest))
             free.append(digest)
     session.flush()
