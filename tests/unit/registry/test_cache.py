@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 import threading
@@ -9,14 +10,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 
 from graft_server.registry import CorruptArtefactError, Registry, RegistryError, StorageFullError
 from graft_server.registry import cache as cache_module
 from graft_server.registry.errors import InvalidStoreError, StoreUnavailableError
 from graft_server.registry.objects import ObjectStore
-from support.object_stores import S3Server, s3_server
+from support.object_stores import s3_server
 from support.processes import eventually
 
 MIB = 1 << 20
@@ -24,8 +27,15 @@ Open = Callable[..., Registry]
 
 
 @pytest.fixture
-def url(s3: S3Server) -> str:
-    return s3.new_url()
+def url() -> str:
+    """A store in memory, where it need not be a real one."""
+    return f"memory://{secrets.token_hex(4)}/prefix"
+
+
+@pytest.fixture
+def driver() -> Any:
+    """For looking at that store, and spoiling it."""
+    return fsspec.filesystem("memory")
 
 
 @pytest.fixture
@@ -97,12 +107,11 @@ def test_while_the_store_is_away_what_is_cached_is_read(open_registry, make_fold
 @pytest.mark.parametrize("spoiled", ["files/adapter_model.safetensors", "files/adapter_config.json", "manifest.json"])
 @pytest.mark.parametrize("content", [b"", b"weightx", None], ids=["truncated", "tampered", "gone"])
 def test_what_is_not_what_was_stored_is_never_read(
-    open_registry, s3, url, make_folder, lineage, spoiled, content, monkeypatch
+    open_registry, driver, url, make_folder, lineage, spoiled, content, monkeypatch
 ):
     monkeypatch.setattr(cache_module, "_PAUSE", 0)
     first, second = open_registry(url, "a"), open_registry(url, "b")
     publish(first, make_folder, lineage, "weights")
-    driver = s3.driver()
     [file] = [name for name in driver.find(url) if name.endswith(spoiled)]
     before = driver.cat_file(file)
     if content is None:
@@ -174,7 +183,8 @@ with registry.files(registry.resolve("x")):
 """
 
 
-def test_a_process_killed_in_a_fetch_leaves_nothing_behind(open_registry, url, tmp_path, make_folder, lineage):
+def test_a_process_killed_in_a_fetch_leaves_nothing_behind(open_registry, s3, tmp_path, make_folder, lineage):
+    url = s3.new_url()
     publish(open_registry(url, "a"), make_folder, lineage, "x")
     data, staging = tmp_path / "b", tmp_path / "b" / "cache" / "staging"
     command = [sys.executable, "-c", _STUCK, data, f"sqlite:///{tmp_path / 'registry.db'}", url]
@@ -204,8 +214,8 @@ def test_a_full_disk_makes_room_for_what_is_needed_now(open_registry, url, small
     assert read(second, "v") == "v"
 
 
-def test_garbage_is_what_no_row_names_and_nobody_writes(open_registry, s3, url, make_folder, lineage, monkeypatch):
-    registry, driver = open_registry(url, "a"), s3.driver()
+def test_garbage_is_what_no_row_names_and_nobody_writes(open_registry, driver, url, make_folder, lineage, monkeypatch):
+    registry = open_registry(url, "a")
     publish(registry, make_folder, lineage, "x")
     rows = registry.add_dataset(task="translation", format="jsonl", rows=1, bad_rows=0, folder=make_folder("rows"))
     kept = set(driver.find(url))
