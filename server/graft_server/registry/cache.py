@@ -79,8 +79,8 @@ class CachedStore(ArtefactStore):
     @contextmanager
     def held(self, folder: Path, digest: str, *, wait: bool = True) -> Iterator[Path]:
         while not self._hold(folder):
-            if not wait and self._refusal(folder) is None:
-                raise NotFetchedError(folder, digest)
+            if not wait:
+                raise self._not_here(folder, digest)
             # Between the fetch and our hold others may have needed the room.
             self.fetch(folder, digest).result()
         try:
@@ -146,11 +146,18 @@ class CachedStore(ArtefactStore):
                     self._put(content, folder)
                 self._enter(folder, size)
 
+    def _not_here(self, folder: Path, digest: str) -> RegistryError:
+        """What somebody is told who does not wait: to ask for a fetch, or why there is none."""
+        with self._mutex:
+            refusal = None if folder in self._fetches else self._refusal(folder)
+        return refusal or NotFetchedError(folder, digest)
+
     def _refusal(self, folder: Path) -> RegistryError | None:
         """Why a folder is not fetched just now."""
         for failure in (self._failures.get(folder), self._silence):
             if failure is not None and time.monotonic() < failure[0]:
-                return failure[1]
+                # Raised again and again, it would collect the frames of all who were told.
+                return failure[1].with_traceback(None)
         return None
 
     # Entries

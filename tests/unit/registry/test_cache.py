@@ -17,7 +17,7 @@ import pytest
 
 from graft_server.registry import CorruptArtefactError, Registry, RegistryError, StorageFullError
 from graft_server.registry import cache as cache_module
-from graft_server.registry.errors import InvalidStoreError, StoreUnavailableError
+from graft_server.registry.errors import InvalidStoreError, NotFetchedError, StoreUnavailableError
 from graft_server.registry.objects import ObjectStore
 from support.object_stores import s3_server
 from support.processes import eventually
@@ -167,6 +167,37 @@ def test_many_who_want_the_same_files_fetch_them_once(open_registry, url, make_f
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(reader, range(16))) == {"x"}
     assert len(fetched) == 1
+
+
+def test_who_does_not_wait_is_told_to_while_a_fetch_is_under_way(open_registry, url, make_folder, lineage, monkeypatch):
+    first, second = open_registry(url, "a"), open_registry(url, "b")
+    for name in ("slow", "broken"):
+        publish(first, make_folder, lineage, name)
+    slow, broken = second.resolve("slow"), second.resolve("broken")
+    go_on, fetch = threading.Event(), ObjectStore.fetch
+
+    def held_up(self: ObjectStore, key: str, digest: str, target: Path) -> None:
+        if key.endswith(broken.digest):
+            raise StoreUnavailableError("memory://", "away")
+        go_on.wait(20)
+        fetch(self, key, digest, target)
+
+    monkeypatch.setattr(ObjectStore, "fetch", held_up)
+    with pytest.raises(NotFetchedError) as missing, second.files(slow, wait=False):
+        pass
+    under_way = second.fetch(missing.value)
+    with pytest.raises(StoreUnavailableError):
+        read(second, "broken")
+    # The store is taken to be away, but what has begun may still come.
+    for _ in range(2):
+        with pytest.raises(NotFetchedError), second.files(slow, wait=False):
+            pass
+        with pytest.raises(StoreUnavailableError), second.files(broken, wait=False):
+            pass
+    go_on.set()
+    under_way.result()
+    with second.files(slow, wait=False) as folder:
+        assert (folder / "adapter_model.safetensors").read_text() == "slow"
 
 
 _STUCK = """
