@@ -246,6 +246,8 @@ def test_a_full_disk_makes_room_for_what_is_needed_now(open_registry, url, small
 
 
 def test_garbage_is_what_no_row_names_and_nobody_writes(open_registry, driver, url, make_folder, lineage, monkeypatch):
+    for path in ("notes.txt", "other/program/file"):
+        driver.pipe_file(f"{url}/{path}", b"not ours")
     registry = open_registry(url, "a")
     publish(registry, make_folder, lineage, "x")
     rows = registry.add_dataset(task="translation", format="jsonl", rows=1, bad_rows=0, folder=make_folder("rows"))
@@ -266,7 +268,8 @@ def test_garbage_is_what_no_row_names_and_nobody_writes(open_registry, driver, u
     registry.delete_version("x", 1)
     registry.delete_dataset(rows.id)
     driver.invalidate_cache()
-    assert [name.rpartition("/")[2] for name in driver.find(url)] == ["registry.json"]
+    left = [name.partition("/prefix/")[2] for name in driver.find(url)]
+    assert sorted(left) == ["notes.txt", "other/program/file", "registry.json"]
 
 
 def test_what_is_taken_for_garbage_while_it_is_published_is_stored_again(
