@@ -164,7 +164,9 @@ class ObjectStore:
         return "/".join([self._root, *filter(None, parts)])
 
     def _corrupt(self, key: str, reason: str) -> CorruptArtefactError:
-        return CorruptArtefactError(f"{self.name}/{key}: {reason}; restore it there, or publish it again")
+        return CorruptArtefactError(
+            f"{self.name}/{key}: {reason}; restore it there, or remove it there and publish it again"
+        )
 
     @contextmanager
     def _answers(self, *, missing: str | None = None) -> Iterator[None]:

@@ -300,3 +300,13 @@ def test_a_url_that_means_nothing_is_refused(open_registry, wrong):
 def test_a_bucket_that_is_not_there_is_told(open_registry, s3, make_folder, lineage):
     with pytest.raises(RegistryError, match="no such bucket"):
         publish(open_registry("s3://nowhere/prefix", "a"), make_folder, lineage, "x")
+
+
+def test_a_version_that_can_not_be_read_can_be_deleted(open_registry, driver, url, make_folder, lineage):
+    first, second = open_registry(url, "a"), open_registry(url, "b")
+    publish(first, make_folder, lineage, "x")
+    driver.rm(url, recursive=True)
+    with pytest.raises(CorruptArtefactError, match="gone"):
+        read(second, "x")
+    second.delete_version("x", 1)
+    assert second.adapters() == []
