@@ -118,13 +118,14 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         turn_seconds=settings.max_turn_seconds,
     )
     turnstile = Turnstile(gate, on_enqueue=engine.prefetch)
-    states = StateCache()
+    states = StateCache(files=registry.files)
     profiles = ProfileCatalogue(registry, host, states, settings.data_dir / PROFILES)
     auto = AutoRouter(registry, host, profiles, threshold=settings.auto_threshold, below=settings.auto_below)
     resolver = Resolver(registry, host, states, auto, base_name=lambda: base_name(engine, settings))
     guards = Guards(CanaryStop(registry))
     shadows = Shadows(settings.data_dir / FOLDER)
     predictor = Predictor(
+        registry=registry,
         resolver=resolver,
         engine=engine,
         turnstile=turnstile,
@@ -198,7 +199,11 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
         try:
             database = settings.database_url
             registry = await asyncio.to_thread(
-                Registry.open, settings.data_dir, database.get_secret_value() if database is not None else None
+                Registry.open,
+                settings.data_dir,
+                database.get_secret_value() if database is not None else None,
+                settings.artefacts_url,
+                cache_bytes=settings.artefacts_cache_mib << 20,
             )
         except RegistryError as error:
             raise GraftError(str(error)) from error
@@ -268,6 +273,7 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     progress.close()
     sys.stdout.write(f"Serving {base.name} at {url}\n")
     sys.stdout.flush()
+    await services.cleaner.collect_objects()
 
 
 def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:

@@ -19,6 +19,7 @@ from graft_server.registry.errors import (
     InvalidNameError,
     RefusedArtefactError,
     StorageFullError,
+    StoreUnavailableError,
     UnavailableError,
     UnknownError,
 )
@@ -70,6 +71,7 @@ CODES: dict[str, tuple[int, str]] = {
     "engine-died": (502, "The engine's process ended"),
     "engine-unavailable": (503, "The engine is not running"),
     "registry-unavailable": (503, "The registry's database does not answer"),
+    "artefacts-unavailable": (503, "The artefact store does not answer"),
     "not-ready": (503, "The server is not ready"),
     "draining": (503, "The server is shutting down"),
     "deadline-exceeded": (504, "The request's time is over"),
@@ -118,6 +120,12 @@ def as_problem(error: BaseException) -> ProblemError | None:
             return ProblemError(error.code, str(error), nearest=error.nearest, errors=[place])
         case InvalidNameError():
             return ProblemError("invalid-name", str(error))
+        case StoreUnavailableError():
+            return ProblemError(
+                "artefacts-unavailable",
+                "the artefact store does not answer; what is loaded or in the cache is served, try the rest again soon",
+                retry_after=5,
+            )
         case UnavailableError():
             # Which database it is stands in the log.
             return ProblemError(

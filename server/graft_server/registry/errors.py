@@ -56,11 +56,26 @@ class InvalidDatabaseError(RegistryError):
         super().__init__(f"the setting `database_url` can't be used: {reason}")
 
 
+class InvalidStoreError(RegistryError):
+    """The URL of the artefact store makes no sense."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the setting `artefacts_url` can't be used: {reason}")
+
+
 class UnavailableError(RegistryError):
     """The database does not answer. Nothing was changed."""
 
     def __init__(self, database: str) -> None:
         super().__init__(f"the registry's database {database} does not answer; try again soon")
+
+
+class StoreUnavailableError(UnavailableError):
+    """The artefact store does not answer, or refuses. Nothing was changed."""
+
+    def __init__(self, store: str, reason: str) -> None:
+        RegistryError.__init__(self, f"the artefact store {store} does not answer ({reason}); try again soon")
+        self.store = store
 
 
 class StorageFullError(RegistryError):
@@ -76,6 +91,16 @@ class RefusedArtefactError(RegistryError):
 
 class CorruptArtefactError(RegistryError):
     """Stored files are not what was stored."""
+
+
+class NotFetchedError(RegistryError):
+    """A stored folder has to be fetched from the object store first, and who wants to read it must not wait for that
+    where it is. ``digest`` is that of its files."""
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        super().__init__(f"{folder} is not in the cache")
+        self.folder = folder
+        self.digest = digest
 
 
 @contextmanager

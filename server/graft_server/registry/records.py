@@ -11,6 +11,7 @@ from graft_client.schemas.adapters import EvaluationSummary
 from graft_client.schemas.jobs import JobProgress, JobState
 from graft_client.schemas.lifecycle import AliasChange, GateReport
 from graft_client.schemas.routes import RouteChange, RouteSpec
+from graft_server.registry.stored import StoredFile, manifest_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class VersionRecord:
     size_bytes: int
     created_at: datetime
     lineage: Lineage
+    files: tuple[str, ...] = ()
+    """Names, relative to ``path``."""
     pinned: bool = False
 
     @property
@@ -134,6 +137,11 @@ class DatasetRecord:
     """Name, size in bytes, sha256."""
     path: Path
     created_at: datetime
+
+    @property
+    def digest(self) -> str:
+        """That of the files, whatever their order."""
+        return manifest_digest([StoredFile(*file) for file in self.files])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ same time. Only records and paths leave it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -19,10 +20,10 @@ from sqlalchemy.orm import Session
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
 from graft_server.registry import adapters, audit, datasets, documents, jobs, keys
 from graft_server.registry.aliases import Aliases
-from graft_server.registry.artefacts import ArtefactStore
+from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.database import Database
 from graft_server.registry.documents import Documents
-from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
+from graft_server.registry.errors import ConflictError, NotFetchedError, UnknownError, storage_errors
 from graft_server.registry.jobs import EventKind
 from graft_server.registry.kept_files import KeptFiles
 from graft_server.registry.models import Adapter, Artefact, Dataset, Job, RouteRow, Setting, Version
@@ -37,6 +38,8 @@ from graft_server.registry.records import (
     VersionRecord,
 )
 from graft_server.registry.routes import Routes, refuse_routed, route_record
+from graft_server.registry.sharing import Sharing
+from graft_server.registry.stores import open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,16 @@ class RegistryCounts:
     versions: int
     datasets: int
     jobs: dict[str, int]
+
+
+class Stored(Protocol):
+    """What has files in the artefact store: where they are read, and their digest."""
+
+    @property
+    def path(self) -> Path | str: ...
+
+    @property
+    def digest(self) -> str: ...
 
 
 class Registry:
@@ -60,41 +73,75 @@ class Registry:
         self.kept_files = KeptFiles(store.root / "files", self.documents)
         self.aliases = Aliases(database, store)
         self.routes = Routes(database, store)
+        self._sharing = Sharing(database, store)
 
     @classmethod
-    def open(cls, data_dir: Path, url: str | None = None) -> Registry:
+    def open(
+        cls,
+        data_dir: Path,
+        url: str | None = None,
+        artefacts_url: str | None = None,
+        *,
+        cache_bytes: int = 10 << 30,
+    ) -> Registry:
         """Open the registry in ``data_dir``: create it, migrate it, and remove what a killed process left.
 
-        ``url`` is the database's SQLAlchemy URL; without one it is an SQLite file in the folder.
+        ``url`` is the database's SQLAlchemy URL; without one it is an SQLite file in the folder. ``artefacts_url`` says
+        where artefacts and datasets lie; without one that is the folder too. ``cache_bytes`` of an object store's are
+        kept in the folder.
 
         Raises:
+            InvalidDatabaseError, InvalidStoreError: a URL makes no sense.
             NewerDatabaseError: a newer release wrote the database.
-            ConflictError: the folder holds files, but the database is new.
+            ConflictError: the folder holds files, but the database is new; or the store is another registry's.
+            StoreUnavailableError: the store does not answer, and there are files to bring there.
             StorageFullError: no space is left.
         """
-        store = ArtefactStore(data_dir.expanduser().resolve())
+        root = data_dir.expanduser().resolve()
+        store = open_store(root, artefacts_url, cache_bytes=cache_bytes)
         store.create()
-        database = Database(url or f"sqlite:///{store.root / 'registry.db'}")
+        database = Database(url or f"sqlite:///{root / 'registry.db'}")
         registry = cls(database, store)
         try:
             with store.lock():
                 # A new database beside old files knows none of them, and would have them all collected.
-                if store.holds_anything() and database.is_new():
+                if database.is_new() and store.holds_anything():
                     raise ConflictError(
-                        f"{store.root} holds the files of another database than {database.name}: restore that "
-                        "database, or use another data folder"
+                        f"{store.place} holds the files of another database than {database.name}: restore that "
+                        "database, or use another folder"
                     )
                 database.migrate()
+            registry._sharing.open()
             registry.collect_garbage()
             registry.kept_files.sweep()
         except BaseException:
-            database.close()
+            registry.close()
             raise
         return registry
 
     def close(self) -> None:
         """Close the connections. The registry can't be used afterwards."""
+        self._store.close()
         self._database.close()
+
+    # Files
+
+    def files(self, record: Stored, *, wait: bool = True) -> AbstractContextManager[Path]:
+        """Have the files of a version or a dataset in the folder at its ``path`` for the length of the block.
+
+        Raises:
+            NotFetchedError: they have to be fetched from the object store, and the caller does not ``wait``.
+            CorruptArtefactError: they are gone there, or are not what was stored.
+            StoreUnavailableError: the object store does not answer.
+            StorageFullError: no space is left for them.
+        """
+        folder = Path(record.path)
+        # What has no digest is not published, and lies where it was made.
+        return self._store.held(folder, record.digest, wait=wait) if record.digest else nullcontext(folder)
+
+    def fetch(self, missing: NotFetchedError) -> Future[None]:
+        """Fetch what was missed; one fetch for all who miss it. The future has the errors of ``files``."""
+        return self._store.fetch(missing.folder, missing.digest)
 
     # Adapters and versions
 
@@ -119,6 +166,7 @@ class Registry:
                 it published was deleted.
             RefusedArtefactError: the folder holds what is not stored.
             StorageFullError: no space is left; nothing was changed.
+            StoreUnavailableError: the object store does not answer; nothing was changed.
         """
         adapters.check_name(name)
         if job_id is not None:
@@ -126,11 +174,15 @@ class Registry:
             with self._database.read() as session:
                 if published := self._published_by(session, job_id):
                     return published
-        with (
-            self._store.stage(folder) as staged,
-            self._store.placing(staged) as place,
-            self._database.write() as session,
-        ):
+        self._sharing.claim()
+        with self._store.stage(folder) as staged:
+            self._store.upload(staged, self._store.artefact_path(staged.digest))
+            return self._publish(name, staged, lineage, job_id, job_update or {})
+
+    def _publish(
+        self, name: str, staged: Staged, lineage: Lineage, job_id: str | None, job_update: dict[str, Any]
+    ) -> VersionRecord:
+        with self._store.placing(staged) as place, self._database.write() as session:
             # Asked again: another process may have published for this job in the meantime.
             if job_id is not None and (published := self._published_by(session, job_id)):
                 return published
@@ -140,7 +192,7 @@ class Registry:
             version = adapters.add_version(session, name, staged, lineage)
             if job_id is not None:
                 job = jobs.find(session, job_id, lock=True)
-                jobs.update(session, job, **(job_update or {}))
+                jobs.update(session, job, **job_update)
                 jobs.succeed(session, job, f"{name}@{version.number}")
             place(self._store.artefact_path(staged.digest))
             return adapters.version_record(version, self._store)
@@ -215,10 +267,11 @@ class Registry:
         with self._database.read() as session:
             return session.scalar(select(func.max(Version.engine_id))) or 0
 
-    def trained_after(self, engine_id: int) -> list[VersionRecord]:
-        """The versions with a dataset that were published after one, in that order."""
+    def described_after(self, engine_id: int, file: str) -> list[VersionRecord]:
+        """The versions with a dataset, or with a file of this name, that were published after one, in that order."""
         with self._database.read() as session:
-            return [adapters.version_record(row, self._store) for row in adapters.list_trained(session, engine_id)]
+            rows = adapters.list_described(session, engine_id, file)
+            return [adapters.version_record(row, self._store) for row in rows]
 
     def adapter_names(self) -> set[str]:
         """The names of all adapters."""
@@ -297,8 +350,10 @@ class Registry:
             self._remove_artefacts(free)
 
     def _remove_artefacts(self, digests: list[str]) -> None:
-        for digest in digests:
-            self._store.remove(self._store.artefact_path(digest))
+        folders = [self._store.artefact_path(digest) for digest in digests]
+        for folder in folders:
+            self._store.remove(folder)
+        self._sharing.discard(folders)
 
     # Datasets
 
@@ -319,17 +374,17 @@ class Registry:
         Raises:
             RefusedArtefactError: the folder is empty or holds links or special files.
             StorageFullError: no space is left; nothing was changed.
+            StoreUnavailableError: the object store does not answer; nothing was changed.
         """
-        with (
-            self._store.stage(folder, allow_pickles=True) as staged,
-            self._store.placing(staged) as place,
-            self._database.write() as session,
-        ):
+        self._sharing.claim()
+        with self._store.stage(folder, allow_pickles=True) as staged:
             files = datasets.in_order(staged.files, order)
-            row = datasets.add(session, files, task=task, format=format, rows=rows, bad_rows=bad_rows)
-            dataset = datasets.record(row, self._store)
-            place(dataset.path)
-            return dataset
+            self._store.upload(staged, self._store.datasets / datasets.identify(task, files))
+            with self._store.placing(staged) as place, self._database.write() as session:
+                row = datasets.add(session, files, task=task, format=format, rows=rows, bad_rows=bad_rows)
+                dataset = datasets.record(row, self._store)
+                place(dataset.path)
+                return dataset
 
     def dataset(self, id: str) -> DatasetRecord:  # noqa: A002
         """Raises:
@@ -353,7 +408,9 @@ class Registry:
         with self._store.lock():
             with self._database.write() as session:
                 datasets.remove(session, id)
-            self._store.remove(self._store.datasets / id)
+            folder = self._store.datasets / id
+            self._store.remove(folder)
+            self._sharing.discard([folder])
 
     # Jobs
 
@@ -572,7 +629,8 @@ class Registry:
             session.merge(Setting(key=key, value=value))
 
     def collect_garbage(self, *, dry_run: bool = False) -> list[Path]:
-        """Remove the folders that no row names and the staging of processes that are gone; returns them."""
+        """Remove the folders that no row names and the staging of processes that are gone; returns them. Those in an
+        object store are left to ``collect_objects``."""
         with self._store.lock():
             with self._database.read() as session:
                 orphans = self._store.orphans(
@@ -584,3 +642,11 @@ class Registry:
                 for folder in orphans:
                     self._store.remove(folder)
         return orphans
+
+    def collect_objects(self, *, dry_run: bool = False) -> list[Path]:
+        """Remove from the object store what no row names and nothing was written to for a day; returns it.
+
+        Raises:
+            StoreUnavailableError: the object store does not answer.
+        """
+        return self._sharing.collect(dry_run=dry_run)

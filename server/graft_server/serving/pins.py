@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from weakref import WeakValueDictionary
 
 from graft_server.admission.turnstile import Turnstile
 from graft_server.engine.base import Engine, EngineError, InvalidRequestError
 from graft_server.problems import ProblemError
-from graft_server.registry import Registry
+from graft_server.registry import Registry, RegistryError
+from graft_server.registry.reading import hold
 from graft_server.registry.records import VersionRecord
 from graft_server.serving.convert import version_source
 
@@ -24,8 +26,8 @@ class Pins:
         self._registry = registry
         self._engine = engine
         self._turnstile = turnstile
-        #: Engine ids that engine and gate have been told to keep.
-        self._kept: set[int] = set()
+        #: Engine ids that engine and gate have been told to keep, and the hold on their files.
+        self._kept: dict[int, ExitStack] = {}
         self._failures: dict[str, str] = {}
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
@@ -42,7 +44,7 @@ class Pins:
                     continue  # it was unpinned or deleted while others were loaded
                 try:
                     await self._keep(version)
-                except (EngineError, ProblemError) as error:
+                except (EngineError, ProblemError, RegistryError) as error:
                     await self._let_go(version)
                     log.warning("the pinned version %s could not be loaded: %s", version.ref, error)
                     self._failures[version.ref] = str(error)
@@ -92,7 +94,9 @@ class Pins:
         return self._locks.setdefault(version.engine_id, asyncio.Lock())
 
     async def _keep(self, version: VersionRecord) -> None:
-        self._kept.add(version.engine_id)
+        # An engine that is rebuilt reads the files again.
+        if version.engine_id not in self._kept:
+            self._kept[version.engine_id] = await hold(self._registry, version)
         # Before the engine is asked, which may have to wait for a slot: the gate has busy adapters give theirs up.
         self._turnstile.pin(version.engine_id)
         try:
@@ -102,6 +106,7 @@ class Pins:
         self._failures.pop(version.ref, None)
 
     async def _let_go(self, version: VersionRecord) -> None:
-        self._kept.discard(version.engine_id)
+        if held := self._kept.pop(version.engine_id, None):
+            held.close()
         self._turnstile.unpin(version.engine_id)
         await self._engine.unpin(version.engine_id)

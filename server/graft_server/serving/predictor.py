@@ -8,7 +8,7 @@ import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from graft_client.schemas.common import Timings, Usage
@@ -32,6 +32,8 @@ from graft_server.metrics.by_adapter import Served
 from graft_server.observability import Metrics
 from graft_server.observers import Observers
 from graft_server.problems import ProblemError, as_problem
+from graft_server.registry import Registry
+from graft_server.registry.reading import hold, with_files
 from graft_server.routing.resolver import Resolver, Route
 from graft_server.serving import convert
 from graft_server.serving.account import account
@@ -45,6 +47,8 @@ log = logging.getLogger(__name__)
 
 #: Answers of fewer tokens say little about the time that one takes.
 _MEASURED_TOKENS = 8
+#: Problems of a version's files, for which the fallbacks of a route are there.
+_NOT_THERE = frozenset({"adapter-unloadable", "artefacts-unavailable"})
 #: Tokens that come together where the answer is read whole: few enough that live figures still move.
 _WHOLE = 16
 
@@ -124,6 +128,7 @@ class Predictor:
     def __init__(
         self,
         *,
+        registry: Registry,
         resolver: Resolver,
         engine: Engine,
         turnstile: Turnstile,
@@ -134,6 +139,7 @@ class Predictor:
         timeout: float = 600.0,
     ) -> None:
         self._timeout = timeout
+        self._registry = registry
         self._resolver = resolver
         self._engine = engine
         self._turnstile = turnstile
@@ -178,7 +184,7 @@ class Predictor:
                 sampling["stop"] = tuple(request.sampling.stop)
             return plan_request(route, document=request.input, text=request.text, sampling=sampling)
 
-        return await asyncio.to_thread(plan)
+        return await with_files(self._registry, plan)
 
     async def predict(self, request: PredictRequest) -> Answer:
         """One request, answered whole."""
@@ -246,7 +252,7 @@ class Predictor:
                         yield item
                 return
             except ProblemError as error:
-                if begun or fallback is None or error.code != "adapter-unloadable":
+                if begun or fallback is None or error.code not in _NOT_THERE:
                     raise
                 log.warning("%s could not be loaded, %s answers: %s", current.route.ref, fallback.ref, error)
                 plan.rerouted.append(fallback)
@@ -260,9 +266,13 @@ class Predictor:
         progress = _Progress(self.traffic.arrive(source.ref if source else "base", started))
         code: str | None = "aborted"
         answer: Answer | None = None
+        held = ExitStack()
         try:
             self._require_engine()
             cost = estimated_tokens(plan, self._engine.model.context_length)
+            # The engine may read the files again at any time: other adapters push this one out of its memory.
+            if source is not None:
+                held.enter_context(await before(terms.deadline, hold(self._registry, source), waiting=True))
             async with self._turnstile.enter(
                 source, cost, background=terms.background, deadline=terms.deadline
             ) as visit:
@@ -294,6 +304,7 @@ class Predictor:
             code = problem.code
             raise problem from error
         finally:
+            held.close()
             self.traffic.leave(progress.flight)
             if observed:
                 ended = time.monotonic()

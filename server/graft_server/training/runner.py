@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from graft_plugins.manager import PluginHost
 from graft_server.base_model.source import BaseModel
 from graft_server.children import compute_environment
 from graft_server.config import Settings
-from graft_server.registry.errors import RegistryError, UnavailableError
+from graft_server.registry.errors import CorruptArtefactError, RegistryError, StorageFullError, UnavailableError
 from graft_server.registry.outages import Outlasting
 from graft_server.registry.records import DatasetRecord, JobRecord, Lineage, VersionRecord
 from graft_server.registry.registry import Registry
@@ -182,10 +183,25 @@ class JobRunner:
 
     async def _train(self, run: _Run) -> TrainingSummary:
         """Run the worker until it is done, again after a crash: it goes on from its last checkpoint."""
-        await self._ask(self._write_spec, run.job)
-        # Of a worker whose server was killed before it could be told of them.
-        for snapshot in _snapshots(run.job):
-            await run.checkpoint(int(snapshot.name), known=False)
+        dataset = await self._ask(self._registry.dataset, run.job.dataset)
+        watched = run.job.options.get("validation_dataset")
+        validation = None if watched is None else await self._ask(self._registry.dataset, watched)
+        with ExitStack() as held:
+            try:
+                for needed in filter(None, (dataset, validation)):
+                    await self._ask(self._hold, held, needed)
+            except (CorruptArtefactError, StorageFullError) as error:
+                raise JobFailed(f"the dataset can't be read: {error}; resume the job to try it again") from error
+            await self._ask(self._write_spec, run.job, dataset, validation)
+            # Of a worker whose server was killed before it could be told of them.
+            for snapshot in _snapshots(run.job):
+                await run.checkpoint(int(snapshot.name), known=False)
+            return await self._work_through(run)
+
+    def _hold(self, held: ExitStack, dataset: DatasetRecord) -> None:
+        held.enter_context(self._registry.files(dataset))
+
+    async def _work_through(self, run: _Run) -> TrainingSummary:
         for start in range(1, _STARTS + 1):
             code = await run.work()
             if code == DONE and run.summary is not None:
@@ -205,9 +221,7 @@ class JobRunner:
             "machine ran out of memory, lower batch_size or max_length and resume the job"
         )
 
-    def _write_spec(self, job: JobRecord) -> None:
-        dataset = self._registry.dataset(job.dataset)
-        watched = job.options.get("validation_dataset")
+    def _write_spec(self, job: JobRecord, dataset: DatasetRecord, validation: DatasetRecord | None) -> None:
         base = self._base
         spec = TrainingSpec(
             job=job.id,
@@ -225,7 +239,7 @@ class JobRunner:
             format=dataset.format,
             # A dataset is stored with bad rows only where its owner said to go on without them.
             skip_bad=dataset.bad_rows > 0,
-            validation=None if watched is None else _data(self._registry.dataset(watched)),
+            validation=None if validation is None else _data(validation),
             options=job.options,
             device=self._settings.training_device,
             plugins=self._settings.plugins,
