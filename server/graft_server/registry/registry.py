@@ -23,8 +23,8 @@ from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import Database
 from graft_server.registry.documents import Documents
 from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
-from graft_server.registry.files import StoredFiles
 from graft_server.registry.jobs import EventKind
+from graft_server.registry.kept_files import KeptFiles
 from graft_server.registry.models import Adapter, Artefact, Dataset, Job, RouteRow, Setting, Version
 from graft_server.registry.records import (
     AdapterRecord,
@@ -57,7 +57,7 @@ class Registry:
         self._store = store
         #: What callers have the server keep.
         self.documents = Documents(database)
-        self.files = StoredFiles(store.root / "files", self.documents)
+        self.kept_files = KeptFiles(store.root / "files", self.documents)
         self.aliases = Aliases(database, store)
         self.routes = Routes(database, store)
 
@@ -86,7 +86,7 @@ class Registry:
                     )
                 database.migrate()
             registry.collect_garbage()
-            registry.files.sweep()
+            registry.kept_files.sweep()
         except BaseException:
             database.close()
             raise

@@ -74,7 +74,7 @@ class BatchRunner:
 
     def _elsewhere(self, file_id: str) -> bool:
         """Whether a file is there, but not here."""
-        files = self._registry.files
+        files = self._registry.kept_files
         return bool(self._registry.documents.by_ids("file", [file_id])) and not files.here(file_id)
 
     async def stop(self) -> None:
@@ -121,7 +121,7 @@ class BatchRunner:
     async def _work(self, record: DocumentRecord, run: _Run) -> None:
         """From wherever the batch stands to its end."""
         if record.data["outcome"] is None:
-            path = self._registry.files.path(record.data["input_file_id"])
+            path = self._registry.kept_files.path(record.data["input_file_id"])
             total, faults = await asyncio.to_thread(self._check, path, record.data["endpoint"])
             if faults:
                 await self._fail(record.id, faults)
@@ -236,7 +236,9 @@ class BatchRunner:
         copy = source.with_suffix(".copy")
         copy.unlink(missing_ok=True)
         copy.hardlink_to(source)
-        self._registry.files.add(copy, filename=name, purpose="batch_output", identity=identity, expires_at=expires_at)
+        self._registry.kept_files.add(
+            copy, filename=name, purpose="batch_output", identity=identity, expires_at=expires_at
+        )
 
     async def _move(self, batch_id: str, status: str, **fields: Any) -> DocumentRecord:
         """To the next state, unless the batch is to be cancelled: that stays to be seen."""

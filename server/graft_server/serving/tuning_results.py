@@ -28,5 +28,5 @@ def keep_figures(registry: Registry, job: JobRecord) -> None:
         for event in reversed(registry.recent_events(job.id, kind="metrics")):
             if event.data["phase"] == "training":
                 rows.writerow([event.data["step"], event.data["loss"], event.data["eval_loss"]])
-    file = registry.files.add(path, filename=path.name, purpose="fine-tune-results", like=request)
+    file = registry.kept_files.add(path, filename=path.name, purpose="fine-tune-results", like=request)
     registry.documents.update("fine-tuning", request.id, result_files=[file.id])

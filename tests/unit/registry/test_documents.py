@@ -26,7 +26,7 @@ def acting_for(owner: str) -> Iterator[None]:
 def upload(registry: Registry, folder: Path, content: str = "{}\n") -> str:
     source = folder / "staged.jsonl"
     source.write_text(content)
-    return registry.files.add(source, filename="rows.jsonl", purpose="batch").id
+    return registry.kept_files.add(source, filename="rows.jsonl", purpose="batch").id
 
 
 def test_documents_are_paged_in_both_orders(registry):
@@ -62,7 +62,7 @@ def test_an_owner_sees_their_own_documents_alone(registry, tmp_path):
         for touch in (
             lambda: registry.documents.get("file", file),
             lambda: registry.documents.update("file", file, purpose="stolen"),
-            lambda: registry.files.remove(file),
+            lambda: registry.kept_files.remove(file),
             lambda: registry.documents.list("file", after=file),
         ):
             with pytest.raises(UnknownError):
@@ -76,19 +76,19 @@ def test_a_file_is_kept_and_removed(registry, tmp_path):
     file = upload(registry, tmp_path, "äöü\n")
     record = registry.documents.get("file", file)
     assert record.data == {"filename": "rows.jsonl", "bytes": 7, "purpose": "batch", "expires_at": None}
-    assert registry.files.path(file).read_text() == "äöü\n"
+    assert registry.kept_files.path(file).read_text() == "äöü\n"
     assert not (tmp_path / "staged.jsonl").exists()
-    registry.files.remove(file)
-    assert not registry.files.path(file).exists()
+    registry.kept_files.remove(file)
+    assert not registry.kept_files.path(file).exists()
 
 
 def test_contents_stay_with_the_server_that_took_them_in(registry, tmp_path, database_url):
     file = upload(registry, tmp_path)
     other = Registry(registry._database, ArtefactStore(tmp_path / "another"))
-    assert other.files.get(file).id == file
+    assert other.kept_files.get(file).id == file
     with pytest.raises(ConflictError, match="lies with another server"):
-        other.files.content(file)
-    assert registry.files.content(file).read_text() == "{}\n"
+        other.kept_files.content(file)
+    assert registry.kept_files.content(file).read_text() == "{}\n"
 
 
 @pytest.mark.parametrize("database_url", [None], ids=["sqlite"])
@@ -96,11 +96,11 @@ def test_what_a_kill_left_is_swept_and_nothing_else(registry, data_dir, tmp_path
     with acting_for("acme"):
         kept = upload(registry, tmp_path)
     # In its place, but its document was never written.
-    registry.files.path("file-halfway").write_text("{}")
+    registry.kept_files.path("file-halfway").write_text("{}")
     registry.close()
     again = Registry.open(data_dir)
-    assert again.files.path(kept).exists()
-    assert not again.files.path("file-halfway").exists()
+    assert again.kept_files.path(kept).exists()
+    assert not again.kept_files.path("file-halfway").exists()
     again.close()
 
 

@@ -199,7 +199,7 @@ async def test_a_server_that_was_killed_goes_on_where_it_was(services: Services)
 async def test_a_batch_whose_input_another_server_has_is_left_to_it(services: Services) -> None:
     async with openai_sdk(services) as sdk:
         batch = await submit(sdk, many(2))
-        content = services.registry.files.path(batch.input_file_id)
+        content = services.registry.kept_files.path(batch.input_file_id)
         away = content.rename(content.with_name("elsewhere"))
         async with at_work(services):
             with pytest.raises(openai.BadRequestError, match="lies with another server"):
@@ -220,7 +220,7 @@ async def test_a_batch_whose_input_another_server_has_is_left_to_it(services: Se
 async def test_a_batch_whose_end_was_cut_off_ends_with_the_same_files(services: Services) -> None:
     async with openai_sdk(services) as sdk, at_work(services):
         done = await ended(sdk, (await submit(sdk, many(3))).id)
-    content = services.registry.files.path(done.output_file_id or "").read_bytes()
+    content = services.registry.kept_files.path(done.output_file_id or "").read_bytes()
     # Once before the file was stored, and once after.
     for stored in (False, True):
         folder = services.settings.data_dir / "batches" / done.id
@@ -228,7 +228,7 @@ async def test_a_batch_whose_end_was_cut_off_ends_with_the_same_files(services: 
         (folder / "output.jsonl").write_bytes(content)
         (folder / "errors.jsonl").write_bytes(b"")
         if not stored:
-            services.registry.files.remove(done.output_file_id or "")
+            services.registry.kept_files.remove(done.output_file_id or "")
         services.registry.documents.update("batch", done.id, status="finalizing")
         async with openai_sdk(services) as sdk, at_work(services):
             again = await ended(sdk, done.id)

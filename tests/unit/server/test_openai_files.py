@@ -73,8 +73,8 @@ async def test_a_file_expires(sdk: Sdk, services: Services, monkeypatch: pytest.
     with pytest.raises(openai.NotFoundError):
         await files.retrieve(file.id)
     assert (await files.list()).data == []
-    services.registry.files.sweep()
-    assert not services.registry.files.path(file.id).exists()
+    services.registry.kept_files.sweep()
+    assert not services.registry.kept_files.path(file.id).exists()
 
 
 @pytest.mark.parametrize(

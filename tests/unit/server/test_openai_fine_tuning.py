@@ -292,6 +292,29 @@ async def test_a_key_for_one_adapter_trains_it_without_checkpoints_to_call(servi
             await create(sdk, suffix="other")
 
 
+async def test_a_stream_of_events_says_why_it_ends(services: Services) -> None:
+    services.registry.create_key("root", ["admin"])
+    record, key = services.registry.create_key("a", ["query", "train"])
+    services.keyring.changed()
+    async with openai_sdk(services, api_key=key) as sdk:
+        job = await create(sdk)
+        stream = sdk.asynchronous.fine_tuning.jobs.with_streaming_response.list_events(
+            job.id, extra_query={"stream": "true"}
+        )
+        async with stream as response:
+            lines = [line async for line in _revoking(response.iter_lines(), services, record.id)]
+    assert "Job queued" in lines[0]
+    assert f"key {record.id} was revoked" in lines[-1]
+
+
+async def _revoking(lines: AsyncIterator[str], services: Services, key: str) -> AsyncIterator[str]:
+    """The lines with something in them; the key ends after the first."""
+    async for line in lines:
+        if line:
+            yield line
+            services.registry.revoke_key(key)
+
+
 async def test_a_tenants_jobs_are_its_own_and_its_adapters_have_its_name(services: Services, tmp_path: Path) -> None:
     scopes = ["query", "train"]
     services.registry.create_key("root", ["admin"])

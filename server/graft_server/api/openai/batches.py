@@ -98,11 +98,11 @@ def _create(services: Services, body: BatchCreate) -> DocumentRecord:
         ProblemError: it was uploaded for something else.
         ConflictError: another server has it.
     """
-    file = services.registry.files.get(body.input_file_id)
+    file = services.registry.kept_files.get(body.input_file_id)
     if file.data["purpose"] != "batch":
         detail = f"`input_file_id`: {file.id!r} was uploaded for {file.data['purpose']!r}; upload it for 'batch'"
         raise ProblemError("invalid-request", detail, param="input_file_id")
-    services.registry.files.content(file.id)
+    services.registry.kept_files.content(file.id)
     seconds = int(body.completion_window[:-1]) * _SECONDS[body.completion_window[-1]]
     lifetime = body.output_expires_after
     data: dict[str, Any] = {

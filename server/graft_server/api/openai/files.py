@@ -38,7 +38,7 @@ async def upload_file(
     async with staged([file], services.uploads) as (path,):
         await asyncio.to_thread(check_rows, services.host, path, purpose)
         record = await asyncio.to_thread(
-            services.registry.files.add,
+            services.registry.kept_files.add,
             path,
             filename=path.name,
             purpose=purpose,
@@ -57,7 +57,7 @@ async def list_files(
 ) -> ListPage[FileObject]:
     """The stored files, the newest first; of one `purpose`."""
     records = await asyncio.to_thread(
-        services.registry.files.list, after=after, limit=limit + 1, oldest_first=order == "asc", purpose=purpose
+        services.registry.kept_files.list, after=after, limit=limit + 1, oldest_first=order == "asc", purpose=purpose
     )
     return page_of([file_object(record) for record in records], limit)
 
@@ -65,14 +65,14 @@ async def list_files(
 @router.get("/{file_id}")
 async def show_file(file_id: str, services: ServicesDep) -> FileObject:
     """One file."""
-    return file_object(await asyncio.to_thread(services.registry.files.get, file_id))
+    return file_object(await asyncio.to_thread(services.registry.kept_files.get, file_id))
 
 
 @router.get("/{file_id}/content", response_class=FileResponse)
 async def file_content(file_id: str, services: ServicesDep) -> FileResponse:
     """A file as it was uploaded, or as a batch wrote it."""
-    record = await asyncio.to_thread(services.registry.files.get, file_id)
-    path = await asyncio.to_thread(services.registry.files.content, record.id)
+    record = await asyncio.to_thread(services.registry.kept_files.get, file_id)
+    path = await asyncio.to_thread(services.registry.kept_files.content, record.id)
     return FileResponse(path, media_type="application/octet-stream", filename=record.data["filename"])
 
 
@@ -100,10 +100,10 @@ def _delete(services: Services, file_id: str) -> None:
         UnknownError: there is none.
         ConflictError: a batch that is not finished needs it.
     """
-    services.registry.files.get(file_id)
+    services.registry.kept_files.get(file_id)
     users = services.registry.documents.list(
         "batch", limit=1, keep=lambda data: data["input_file_id"] == file_id and data["status"] not in FINISHED
     )
     if users:
         raise ConflictError(f"file {file_id!r} is in use by batch {users[0].id!r}, which is not finished")
-    services.registry.files.remove(file_id)
+    services.registry.kept_files.remove(file_id)

@@ -18,10 +18,11 @@ from graft_client.schemas.openai_tuning import (
     FineTuningEvent,
     FineTuningJob,
 )
+from graft_server.access.principal import current_lease
 from graft_server.api.deps import ServicesDep, require_engine
 from graft_server.api.jobs import HEARTBEAT, go_on, happening, stop, wake
 from graft_server.api.openai.pages import After, page_of
-from graft_server.api.openai.stream import DONE
+from graft_server.api.openai.stream import DONE, error_chunk
 from graft_server.api.openai.tuning_plan import create_tuning
 from graft_server.api.openai.tuning_views import checkpoints_in, event_number, tuning_event, tuning_job
 from graft_server.api.streaming import EVENTS, StreamResponse, event
@@ -159,4 +160,8 @@ async def _told(services: Services, job_id: str, after: int) -> AsyncGenerator[s
     async with aclosing(happening(services, job_id, after)) as entries:
         async for entry in entries:
             yield HEARTBEAT if entry is None else event(tuning_event(job_id, entry))
-    yield DONE
+    lease = current_lease.get()
+    if lease is not None and lease.ended is not None:
+        yield error_chunk(ProblemError("unauthorized", lease.ended))
+    elif (await asyncio.to_thread(services.registry.job, job_id)).state.finished:
+        yield DONE  # and not where the server goes: there is more to follow

@@ -100,14 +100,14 @@ def _can_be_named(name: str) -> bool:
 
 def _dataset(services: Services, file_id: str, task: str, param: str) -> DatasetRecord:
     """What a file is as a dataset: a copy, which stays when the file is deleted."""
-    record = services.registry.files.get(file_id)
+    record = services.registry.kept_files.get(file_id)
     if record.data["purpose"] != "fine-tune":
         detail = f"`{param}`: {file_id!r} was uploaded for {record.data['purpose']!r}; upload it for 'fine-tune'"
         raise ProblemError("invalid-request", detail, param=param)
     services.uploads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=services.uploads) as folder:
         path = Path(folder) / record.data["filename"]
-        shutil.copyfile(services.registry.files.content(file_id), path)
+        shutil.copyfile(services.registry.kept_files.content(file_id), path)
         try:
             return store_dataset(services, task, [path], "jsonl")
         except ProblemError as error:

@@ -13,7 +13,7 @@ from graft_server.registry.documents import DocumentRecord, Documents
 from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
 
 
-class StoredFiles:
+class KeptFiles:
     """Files below ``root``, with a document of kind ``file`` for each: its name, size in bytes and purpose.
 
     One that has expired is not there any more for anyone; its content goes with the next ``sweep``.
