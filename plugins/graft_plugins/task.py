@@ -29,11 +29,22 @@ class _Frozen(BaseModel):
 TokenId = Annotated[int, Field(ge=0)]
 
 
-class Message(_Frozen):
-    """One turn of a conversation."""
+class ToolCall(_Frozen):
+    """A call of a function that the model made; ``arguments`` is a JSON object as text."""
 
-    role: Literal["system", "user", "assistant"]
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(_Frozen):
+    """One turn of a conversation. Where the base model knows tools, the assistant may have called some, and a turn of
+    the role ``tool`` has what came of one."""
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 class Prompt(_Frozen):
@@ -47,6 +58,7 @@ class Prompt(_Frozen):
     messages: tuple[Message, ...] = ()
     text: str | None = None
     tokens: tuple[TokenId, ...] = ()
+    tools: tuple[dict[str, Any], ...] = Field((), description="Functions for the chat template, in OpenAI's shape.")
 
     @classmethod
     def chat(cls, user: str, *, system: str | None = None) -> Prompt:

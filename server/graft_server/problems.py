@@ -137,6 +137,9 @@ def as_problem(error: BaseException) -> ProblemError | None:
             retry = 2.0 if error.code in ("engine-unavailable", "engine-died") else None
             code = error.code if error.code in CODES else "engine-error"
             return ProblemError(code, str(error), retry_after=retry)
+        case UnicodeEncodeError():
+            # JSON can write half of a surrogate pair; no text that leaves this process can.
+            return ProblemError("invalid-request", "the request's text has half of a surrogate pair, no character")
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return ProblemError("storage-full", "the server's disk is full; free some space and try again")
         case _:

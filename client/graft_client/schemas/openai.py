@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from graft_client.schemas.common import Bias, Schema, Seed, TokenId
 from graft_client.schemas.openai_files import Metadata
+from graft_client.schemas.openai_tools import NamedToolChoice, Tool, ToolCallItem
 
 
 class OpenAIRequest(Schema):
@@ -77,9 +78,11 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 class ChatMessage(Schema):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
     name: str | None = None
+    tool_calls: list[ToolCallItem] | None = None
+    tool_call_id: str | None = None
 
 
 class ChatCompletionRequest(OpenAIRequest):
@@ -89,6 +92,9 @@ class ChatCompletionRequest(OpenAIRequest):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     top_k: int | None = Field(None, ge=0)
     response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(None, min_length=1, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
     audio: None = None
     function_call: None = None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from graft_client.schemas.common import Schema
 from graft_client.schemas.openai import OpenAIUsage
+from graft_client.schemas.openai_tools import ToolCallItem
 
 
 class AnswerMessage(Schema):
@@ -14,6 +17,15 @@ class AnswerMessage(Schema):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: str | None = None
+    tool_calls: list[ToolCallItem] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_calls(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As OpenAI's service has it, an answer that calls nothing has no ``tool_calls``."""
+        document: dict[str, Any] = serialise(self)
+        if self.tool_calls is None:
+            del document["tool_calls"]
+        return document
 
 
 class ChatChoice(Schema):

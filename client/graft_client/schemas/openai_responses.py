@@ -88,6 +88,21 @@ class OutputMessage(Schema):
     content: list[OutputText]
 
 
+class InputText(Schema):
+    type: Literal["input_text"] = "input_text"
+    text: str
+
+
+class KeptInput(Schema):
+    """A message that a kept response was asked with."""
+
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    status: Literal["completed"] = "completed"
+    content: list[InputText | OutputText]
+
+
 class InputTokensDetails(Schema):
     cached_tokens: int = 0
     cache_write_tokens: int = 0

@@ -92,6 +92,7 @@ NEEDS: dict[str, Need] = {
     "POST /v1/embeddings": _QUERY,
     "POST /v1/responses": _QUERY,
     "GET /v1/responses/{response_id}": _QUERY,
+    "GET /v1/responses/{response_id}/input_items": _QUERY,
     "DELETE /v1/responses/{response_id}": _QUERY,
     "POST /v1/files": _USE,
     "GET /v1/files": _ANY,

@@ -197,7 +197,7 @@ def _refused_parameter(items: Sequence[Any]) -> ProblemError | None:
 def _place(loc: Sequence[Any]) -> str:
     """The field's path without the part of the request it is in, which the route makes plain."""
     path = loc[1:] if len(loc) > 1 and loc[0] in ("body", "query", "path", "header") else loc
-    return ".".join(map(str, path))
+    return ".".join(map(str, path)).encode(errors="replace").decode()
 
 
 def _message(item: Any) -> str:

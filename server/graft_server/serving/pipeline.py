@@ -127,14 +127,22 @@ def plan_messages(
     *,
     sampling: Mapping[str, Any] | None = None,
     constraint: Constraint | None = None,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> Plan:
-    """The plan for a conversation: the task's request where it makes one of it, else the messages verbatim."""
+    """The plan for a conversation: the task's request where it makes one of it, else the messages verbatim.
+
+    Raises:
+        ProblemError: ``invalid-request``, ``plugin-fault``, or ``unservable``: a task that makes a request of its own
+            of the conversation has no place for ``tools``, or see ``plan_typed``.
+    """
     with _guard(route.task, "reading the conversation"):
         request = route.task.request_from_messages(messages)
     if request is None:
-        prompt = Prompt(messages=tuple(messages))
+        prompt = Prompt(messages=tuple(messages), tools=tuple(tools))
         decoding = _override(Generate(sampling=_CONVERSATION, constraint=constraint), sampling)
         return Plan(route, None, prompt, decoding, sampling, constraint)
+    if tools:
+        raise ProblemError("unservable", f"task {route.task.name!r} of the adapter takes no tools; leave them out")
     return plan_typed(route, request, sampling=sampling, constraint=constraint)
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from graft_server.engine.base import ConstraintSpec, GenerateRequest
 from graft_server.services import Services
 from support.openai_sdk import Sdk, openai_sdk
-from support.serving import engine_of, publish
+from support.serving import engine_of, in_memory, publish
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello you"}]
 
@@ -170,3 +170,26 @@ async def test_what_a_completion_is_refused_for(sdk: Sdk, wrong: dict[str, Any],
     with pytest.raises(openai.BadRequestError, match=message) as caught:
         await sdk.asynchronous.completions.create(**{"model": "base", "prompt": "x", **wrong})
     assert (caught.value.type, caught.value.param) == ("invalid_request_error", param)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "\ud800"}]}),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]}),
+        ("chat/completions", {"messages": HELLO, "\ud800": 1}),
+        ("chat/completions", {"messages": HELLO, "model": "\ud800"}),
+        ("completions", {"prompt": "\ud800"}),
+        ("embeddings", {"input": "\ud800"}),
+        ("responses", {"input": "\ud800"}),
+        ("responses", {"input": "a", "previous_response_id": "\ud800"}),
+        ("responses", {"input": "a", "metadata": {"a": "\ud800"}}),
+    ],
+)
+async def test_half_a_character_is_refused(services: Services, path: str, body: dict[str, Any]) -> None:
+    async with in_memory(services) as client:
+        content = json.dumps({"model": "base", **body})
+        headers = {"content-type": "application/json"}
+        answer = await client.post(f"/v1/{path}", content=content, headers=headers)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"

@@ -100,6 +100,23 @@ async def test_input_as_items_and_an_answers_own_items_again(sdk: Sdk, services:
     ]
 
 
+async def test_what_a_response_was_asked_with_comes_in_pages(sdk: Sdk) -> None:
+    client = sdk.asynchronous.responses
+    first = await client.create(model="base", input="zero")
+    asked_with: Any = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ]
+    answer = await client.create(model="base", input=asked_with, previous_response_id=first.id)
+    for order, expected in (("asc", ["one", "two", "three"]), ("desc", ["three", "two", "one"])):
+        items: list[Any] = [item async for item in client.input_items.list(answer.id, order=order, limit=2)]  # type: ignore[arg-type]
+        assert [item.content[0].text for item in items] == expected
+    assert {item.content[0].type for item in items} == {"input_text", "output_text"}
+    with pytest.raises(openai.BadRequestError, match="no item"):
+        await client.input_items.list(answer.id, after="msg_0")
+
+
 async def test_the_events_of_a_stream(sdk: Sdk) -> None:
     stream = await sdk.asynchronous.responses.create(model="base", input="hello you", stream=True)
     events = [event async for event in stream]

@@ -53,6 +53,7 @@ async def _chunks(
         base["usage"] = None
     streamed: set[int] = set()
     usages: list[Usage] = []
+    readers = [planned.reader() for _ in planned.plans]
 
     def choice(index: int, delta: dict[str, Any], *, tokens: Any = None, finish: str | None = None) -> str:
         each = {"index": index, "delta": delta, "logprobs": tokens, "finish_reason": finish}
@@ -63,16 +64,24 @@ async def _chunks(
             for index in range(len(planned.plans)):
                 yield choice(index, {"role": "assistant", "content": ""})
             async for index, item in items:
+                reader = readers[index]
                 if isinstance(item, Piece):
                     streamed.add(index)
                     tokens = chat_logprobs(item.tokens) if planned.body.logprobs else None
-                    yield choice(index, {"content": item.text}, tokens=tokens)
+                    text = item.text if reader is None else reader.push(item.text)
+                    if text or tokens is not None:
+                        yield choice(index, {"content": text}, tokens=tokens)
                     continue
                 # Scored answers have no pieces: their text comes whole.
                 if index not in streamed and item.parsed.text:
                     yield choice(index, {"content": item.parsed.text})
+                rest, calls = reader.finish() if reader is not None else ("", [])
+                if rest:
+                    yield choice(index, {"content": rest})
+                for at, call in enumerate(calls):
+                    yield choice(index, {"tool_calls": [{"index": at, **call.model_dump()}]})
                 usages.append(item.usage)
-                yield choice(index, {}, finish=item.finish_reason)
+                yield choice(index, {}, finish="tool_calls" if calls else item.finish_reason)
             if include_usage:
                 yield chunk({**base, "choices": [], "usage": usage_of(usages, len(planned.plans)).model_dump()})
         except Exception as error:

@@ -14,6 +14,8 @@ from graft_client.schemas.openai import ChatCompletionRequest, ChatMessage, Json
 from graft_client.schemas.openai_responses import (
     IncompleteDetails,
     InputItem,
+    InputText,
+    KeptInput,
     NamedSchemaFormat,
     OutputMessage,
     OutputText,
@@ -37,11 +39,12 @@ _TEXTS = frozenset({"input_text", "output_text"})
 @dataclass(frozen=True, slots=True)
 class ResponsePlan:
     """One request; ``document`` is what is known before the answer, ``conversation`` what goes before it, without the
-    instructions, which hold for one answer."""
+    instructions, which hold for one answer. The last ``given`` of its turns came with the request."""
 
     plan: Plan
     document: ResponseObject
     conversation: list[ChatMessage]
+    given: int
     message_id: str
     logprobs: bool
 
@@ -77,6 +80,7 @@ class ResponsePlan:
             answered = ChatMessage(role="assistant", content=answer.parsed.text)
             data = {
                 "response": document.model_dump(mode="json"),
+                "input": [_kept(turn).model_dump(mode="json") for turn in self.conversation[-self.given :]],
                 "conversation": [turn.model_dump(mode="json") for turn in (*self.conversation, answered)],
             }
             await asyncio.to_thread(services.registry.documents.add, "response", data, identity=document.id)
@@ -92,7 +96,8 @@ async def plan_response(services: Services, body: ResponseRequest) -> ResponsePl
     """
     if body.tools:
         raise ProblemError("unsupported-parameter", "`tools`: responses are text here; leave it out", param="tools")
-    conversation = [*await asyncio.to_thread(_before, services, body.previous_response_id), *_turns(body.input)]
+    turns = _turns(body.input)
+    conversation = [*await asyncio.to_thread(_before, services, body.previous_response_id), *turns]
     logprobs = bool(body.include) or body.top_logprobs is not None
     chat = ChatCompletionRequest(
         model=body.model,
@@ -106,7 +111,8 @@ async def plan_response(services: Services, body: ResponseRequest) -> ResponsePl
         user=body.user,
     )
     planned = await plan_chat(services, chat)
-    return ResponsePlan(planned.plan, _document(body, planned.plan), conversation, f"msg_{_token()}", logprobs)
+    document = _document(body, planned.plan)
+    return ResponsePlan(planned.plan, document, conversation, len(turns), f"msg_{_token()}", logprobs)
 
 
 def _before(services: Services, previous: str | None) -> list[ChatMessage]:
@@ -140,6 +146,12 @@ def _turn(item: InputItem, place: str) -> ChatMessage:
             where = f"{place}.content.{number}"
             raise ProblemError("invalid-request", f"{where}: only parts that are text are served", param=where)
     return ChatMessage(role=item.role, content="".join(part["text"] for part in item.content))
+
+
+def _kept(turn: ChatMessage) -> KeptInput:
+    text = str(turn.content)
+    part = OutputText(text=text) if turn.role == "assistant" else InputText(text=text)
+    return KeptInput.model_validate({"id": f"msg_{_token()}", "role": turn.role, "content": [part]})
 
 
 def _format(text: TextConfig | None) -> Any:

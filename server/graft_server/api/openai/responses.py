@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from graft_client.schemas.openai_responses import ResponseDeleted, ResponseObject, ResponseRequest
+from graft_client.schemas.openai_files import ListPage
+from graft_client.schemas.openai_responses import KeptInput, ResponseDeleted, ResponseObject, ResponseRequest
 from graft_server.api.deps import ServicesDep, TermsDep
+from graft_server.api.openai.pages import After, Order, page_of
 from graft_server.api.openai.response_events import response_events
 from graft_server.api.openai.response_plan import ResponsePlan, plan_response
 from graft_server.api.predict import route_headers
 from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
+from graft_server.problems import ProblemError
 from graft_server.services import Services
 from graft_server.serving.predictor import Terms
 
@@ -36,6 +40,27 @@ async def show_response(response_id: str, services: ServicesDep) -> ResponseObje
     """A kept response."""
     record = await asyncio.to_thread(services.registry.documents.get, "response", response_id)
     return ResponseObject.model_validate(record.data["response"])
+
+
+@router.get("/{response_id}/input_items")
+async def list_input(
+    response_id: str,
+    services: ServicesDep,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Order = "desc",
+) -> ListPage[KeptInput]:
+    """What a kept response was asked with, the last message first; not what came before by `previous_response_id`."""
+    record = await asyncio.to_thread(services.registry.documents.get, "response", response_id)
+    items = [KeptInput.model_validate(item) for item in record.data["input"]]
+    if order == "desc":
+        items.reverse()
+    if after is not None:
+        places = {item.id: place for place, item in enumerate(items)}
+        if after not in places:
+            raise ProblemError("invalid-request", f"`after`: the response has no item {after!r}", param="after")
+        items = items[places[after] + 1 :]
+    return page_of(items, limit)
 
 
 @router.delete("/{response_id}")
