@@ -145,14 +145,17 @@ def list_adapters(session: Session, task: str | None) -> list[Adapter]:
 
 
 def latest_for_task(session: Session, task: str) -> Version | None:
-    return session.scalar(_WHOLE_VERSIONS.where(Version.task == task).order_by(Version.engine_id.desc()).limit(1))
+    """Of those that a training came out with: its checkpoints answer who names them."""
+    query = _WHOLE_VERSIONS.where(Version.task == task, Version.step.is_(None))
+    return session.scalar(query.order_by(Version.engine_id.desc()).limit(1))
 
 
 def list_described(session: Session, after: int, file: str) -> list[Version]:
-    """Those with a dataset or with a file of this name, in the order in which they were published."""
+    """Those with a dataset or with a file of this name that are no checkpoints, in the order in which they were
+    published."""
     has_file = cast(Artefact.files, String).contains(f'"{file}"')
     query = select(Version).join(Version.artefact).options(contains_eager(Version.artefact))
-    query = query.where(Version.engine_id > after, or_(Version.dataset.is_not(None), has_file))
+    query = query.where(Version.engine_id > after, Version.step.is_(None), or_(Version.dataset.is_not(None), has_file))
     return list(session.scalars(query.order_by(Version.engine_id)))
 
 

@@ -19,7 +19,8 @@ def estimated_tokens(plan: Plan, context_length: int) -> int:
     is what the caller reserves, and how long the answer really becomes is known too late. No prompt with its answer is
     longer than the context, whatever was asked for.
     """
-    prompt = text_tokens([plan.prompt.text or "", *(message.content for message in plan.prompt.messages)])
+    texts = [plan.prompt.text or "", *(message.content for message in plan.prompt.messages)]
+    prompt = len(plan.prompt.tokens) or text_tokens(texts)
     match plan.decoding:
         case Score(candidates=candidates):
             # A candidate is computed behind the prompt, which is computed once.

@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,10 +37,12 @@ from graft_server.training.spec import (
     LINE,
     LOG_FILE,
     RESULT_FOLDER,
+    SNAPSHOT_FOLDER,
     SPEC_FILE,
     STOPPED,
     BaseModelSpec,
     CheckpointLine,
+    DataSpec,
     DoneLine,
     FailedLine,
     Line,
@@ -46,6 +50,7 @@ from graft_server.training.spec import (
     MetricsLine,
     TrainingSpec,
     TrainingSummary,
+    checkpoints_of,
 )
 
 log = logging.getLogger(__name__)
@@ -139,7 +144,7 @@ class JobRunner:
                     break  # and the server is stopping
                 if job is None:
                     break
-                run = self._jobs[job.id] = _Run(self._registry, job, self._ask)
+                run = self._jobs[job.id] = _Run(self._registry, job, self._ask, self._publish_checkpoint)
                 run.task = asyncio.create_task(self._run(run), name=f"job-{job.id}")
             await self._woken.wait()
 
@@ -179,15 +184,21 @@ class JobRunner:
     async def _train(self, run: _Run) -> TrainingSummary:
         """Run the worker until it is done, again after a crash: it goes on from its last checkpoint."""
         dataset = await self._ask(self._registry.dataset, run.job.dataset)
+        watched = run.job.options.get("validation_dataset")
+        validation = None if watched is None else await self._ask(self._registry.dataset, watched)
         with ExitStack() as held:
             try:
-                await self._ask(lambda: held.enter_context(self._registry.files(dataset)))
+                for each in filter(None, (dataset, validation)):
+                    await self._ask(_holding(held, self._registry, each))
             except (CorruptArtefactError, StorageFullError) as error:
-                raise JobFailed(f"the dataset can't be read: {error}; resume the job to try it again") from error
-            await self._ask(self._write_spec, run.job, dataset)
+                raise JobFailed(f"a dataset can't be read: {error}; resume the job to try it again") from error
+            await self._ask(self._write_spec, run.job, dataset, validation)
             return await self._work_through(run)
 
     async def _work_through(self, run: _Run) -> TrainingSummary:
+        # Of a worker whose server was killed before it could be told of them.
+        for snapshot in _snapshots(run.job):
+            await run.checkpoint(int(snapshot.name), known=False)
         for start in range(1, _STARTS + 1):
             code = await run.work()
             if code == DONE and run.summary is not None:
@@ -207,7 +218,7 @@ class JobRunner:
             "machine ran out of memory, lower batch_size or max_length and resume the job"
         )
 
-    def _write_spec(self, job: JobRecord, dataset: DatasetRecord) -> None:
+    def _write_spec(self, job: JobRecord, dataset: DatasetRecord, validation: DatasetRecord | None) -> None:
         base = self._base
         spec = TrainingSpec(
             job=job.id,
@@ -225,6 +236,7 @@ class JobRunner:
             format=dataset.format,
             # A dataset is stored with bad rows only where its owner said to go on without them.
             skip_bad=dataset.bad_rows > 0,
+            validation=None if validation is None else _data(validation),
             options=job.options,
             device=self._settings.training_device,
             plugins=self._settings.plugins,
@@ -261,19 +273,9 @@ class JobRunner:
         return evaluation
 
     async def _publish(self, job: JobRecord, summary: TrainingSummary, evaluation: EvaluationSummary) -> VersionRecord:
-        plugin = self._host.provider("task", job.task)
-        lineage = Lineage(
-            task=job.task,
-            method=job.method,
-            base_model=self._base.name,
-            base_fingerprint=self._base.fingerprint,
+        lineage = replace(
+            self._lineage(job),
             rank=summary.rank,
-            plugin=plugin.name,
-            plugin_version=plugin.version,
-            dataset=job.dataset,
-            job=job.id,
-            seed=job.options.get("seed"),
-            options=job.options,
             train_rows=summary.train_rows,
             train_seconds=summary.train_seconds,
             train_tokens=summary.train_tokens,
@@ -291,6 +293,52 @@ class JobRunner:
             )
         except RegistryError as error:
             raise JobFailed(f"the version can't be published: {error}; resume the job to try it again") from error
+
+    async def _publish_checkpoint(self, job: JobRecord, step: int) -> str | None:
+        """Publish what the worker left of a checkpoint, if it did; the version's name."""
+        folder = job.folder / SNAPSHOT_FOLDER / f"{step:08d}"
+        if not folder.is_dir():
+            return None
+        lineage = replace(self._lineage(job), step=step, rank=self._host.method(job.method).rank(job.options))
+        version = await self._ask(self._registry.publish, checkpoints_of(job.adapter), folder, lineage)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        self._on_published(version)
+        return version.ref
+
+    def _lineage(self, job: JobRecord) -> Lineage:
+        """What is known of a version before the training is over."""
+        plugin = self._host.provider("task", job.task)
+        return Lineage(
+            task=job.task,
+            method=job.method,
+            base_model=self._base.name,
+            base_fingerprint=self._base.fingerprint,
+            plugin=plugin.name,
+            plugin_version=plugin.version,
+            dataset=job.dataset,
+            job=job.id,
+            seed=job.options.get("seed"),
+            options=job.options,
+        )
+
+
+def _holding(held: ExitStack, registry: Registry, dataset: DatasetRecord) -> Callable[[], Path]:
+    """A call that has a dataset's files at hand until ``held`` is closed."""
+    return lambda: held.enter_context(registry.files(dataset))
+
+
+def _data(dataset: DatasetRecord) -> DataSpec:
+    return DataSpec(
+        files=[dataset.path / name for name, _, _ in dataset.files],
+        format=dataset.format,
+        skip_bad=dataset.bad_rows > 0,
+    )
+
+
+def _snapshots(job: JobRecord) -> list[Path]:
+    """The whole ones, the oldest first."""
+    folder = job.folder / SNAPSHOT_FOLDER
+    return sorted(path for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
 
 
 def _trained(progress: JobProgress, summary: TrainingSummary) -> JobProgress:
@@ -312,7 +360,13 @@ def _trained(progress: JobProgress, summary: TrainingSummary) -> JobProgress:
 class _Run:
     """One job at work: its worker or its evaluation, and what is known of it."""
 
-    def __init__(self, registry: Registry, job: JobRecord, ask: Outlasting) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        job: JobRecord,
+        ask: Outlasting,
+        publish_checkpoint: Callable[[JobRecord, int], Awaitable[str | None]],
+    ) -> None:
         self.job = job
         self.task: asyncio.Task[None] | None = None
         self.evaluation: asyncio.Future[EvaluationSummary] | None = None
@@ -326,6 +380,7 @@ class _Run:
         self.error: str | None = None
         self._registry = registry
         self._ask = ask
+        self._publish_checkpoint = publish_checkpoint
         self._process: asyncio.subprocess.Process | None = None
         self._noted = 0.0
         self._notes: set[asyncio.Task[None]] = set()
@@ -396,13 +451,27 @@ class _Run:
                 if changed or progress.step == progress.total_steps or time.monotonic() - self._noted >= _PACE:
                     await self._note()
             case CheckpointLine(step=step):
-                await self.event("checkpoint", {"step": step})
+                await self.checkpoint(step)
             case LogLine(message=text):
                 await self.event("log", {"message": text})
             case DoneLine(summary=summary):
                 self.summary = summary
             case FailedLine(error=error):
                 self.error = error
+
+    async def checkpoint(self, step: int, *, known: bool = True) -> None:
+        """Note a checkpoint, with the figures of its step where they are ``known``, and as what it was published."""
+        data: dict[str, Any] = {"step": step}
+        if known:
+            data |= {"loss": self.progress.loss, "eval_loss": self.progress.eval_loss}
+        try:
+            version = await self._publish_checkpoint(self.job, step)
+        except RegistryError as error:
+            # The training itself loses nothing by it.
+            await self.event("log", {"message": f"the checkpoint of step {step} can't be published: {error}"})
+        else:
+            data |= {"version": version} if version is not None else {}
+        await self.event("checkpoint", data)
 
     def evaluated(self, done: int, total: int) -> None:
         """Note how far the evaluation is; called from the event loop, often."""
