@@ -155,8 +155,7 @@ def list_described(session: Session, after: int, file: str) -> list[Version]:
     published."""
     has_file = cast(Artefact.files, String).contains(f'"{file}"')
     query = select(Version).join(Version.artefact).options(contains_eager(Version.artefact))
-    query = query.where(Version.engine_id > after, Version.step.is_(None))
-    query = query.where(or_(Version.dataset.is_not(None), has_file))
+    query = query.where(Version.engine_id > after, Version.step.is_(None), or_(Version.dataset.is_not(None), has_file))
     return list(session.scalars(query.order_by(Version.engine_id)))
 
 

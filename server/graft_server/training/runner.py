@@ -188,20 +188,17 @@ class JobRunner:
         validation = None if watched is None else await self._ask(self._registry.dataset, watched)
         with ExitStack() as held:
             try:
-                for needed in filter(None, (dataset, validation)):
-                    await self._ask(self._hold, held, needed)
+                for each in filter(None, (dataset, validation)):
+                    await self._ask(_holding(held, self._registry, each))
             except (CorruptArtefactError, StorageFullError) as error:
-                raise JobFailed(f"the dataset can't be read: {error}; resume the job to try it again") from error
+                raise JobFailed(f"a dataset can't be read: {error}; resume the job to try it again") from error
             await self._ask(self._write_spec, run.job, dataset, validation)
-            # Of a worker whose server was killed before it could be told of them.
-            for snapshot in _snapshots(run.job):
-                await run.checkpoint(int(snapshot.name), known=False)
             return await self._work_through(run)
 
-    def _hold(self, held: ExitStack, dataset: DatasetRecord) -> None:
-        held.enter_context(self._registry.files(dataset))
-
     async def _work_through(self, run: _Run) -> TrainingSummary:
+        # Of a worker whose server was killed before it could be told of them.
+        for snapshot in _snapshots(run.job):
+            await run.checkpoint(int(snapshot.name), known=False)
         for start in range(1, _STARTS + 1):
             code = await run.work()
             if code == DONE and run.summary is not None:
@@ -323,6 +320,11 @@ class JobRunner:
             seed=job.options.get("seed"),
             options=job.options,
         )
+
+
+def _holding(held: ExitStack, registry: Registry, dataset: DatasetRecord) -> Callable[[], Path]:
+    """A call that has a dataset's files at hand until ``held`` is closed."""
+    return lambda: held.enter_context(registry.files(dataset))
 
 
 def _data(dataset: DatasetRecord) -> DataSpec:

@@ -82,7 +82,8 @@ class ProfileCatalogue:
         return {
             adapter.latest.ref: known.faults.get(adapter.name, _UNDESCRIBED)
             for adapter in self._registry.adapters(task)
-            if adapter.name not in known.profiles
+            # Nobody expects it of the checkpoints of a training.
+            if adapter.name not in known.profiles and adapter.latest.lineage.step is None
         }
 
     def _seen_whole(self) -> _Known:
