@@ -215,9 +215,12 @@ def version(name: str, which: int | str) -> Call[VersionInfo]:
     return _get(f"/api/adapters/{_segment(name)}/versions/{_segment(str(which))}", _document(VersionInfo))
 
 
-def register_adapter(files: Paths, *, name: str, task: str, progress: Progress | None = None) -> Call[VersionInfo]:
-    """Publishes the files of a PEFT adapter as the next version of ``name``."""
-    upload = Upload({"name": name, "task": task}, _existing(files), progress)
+def register_adapter(
+    files: Paths, *, name: str, task: str, profile: Paths = (), progress: Progress | None = None
+) -> Call[VersionInfo]:
+    """Publishes the files of a PEFT adapter as the next version of ``name``; the rows of ``profile`` tell ``auto`` what
+    it is for."""
+    upload = Upload({"name": name, "task": task}, _existing(files), progress, _existing(profile) if profile else ())
     return Call("POST", "/api/adapters", _document(VersionInfo), upload=upload)
 
 

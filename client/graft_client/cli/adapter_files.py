@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from graft_client.errors import DataError, ProtocolError, UsageError
 
 _REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
-_OPTIONAL = ("task_state.json", "graft.json")
+_OPTIONAL = ("task_state.json", "graft.json", "profile.safetensors")
 #: What of an adapter is sent: nothing that could run code.
 FILES = (*_REQUIRED, *_OPTIONAL)
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")

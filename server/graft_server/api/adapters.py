@@ -13,6 +13,7 @@ from graft_client.schemas.adapters import AdapterInfo, VersionInfo
 from graft_server.api.adapter_folder import check_file_name, read_adapter_folder
 from graft_server.api.archives import archive_response, pack
 from graft_server.api.deps import ServicesDep, require_engine
+from graft_server.api.profiles import write_profile
 from graft_server.api.removal import remove_adapter, remove_version
 from graft_server.api.uploads import staged
 from graft_server.api.views import adapter_info, version_info
@@ -42,13 +43,22 @@ async def register_adapter(
     name: Annotated[str, Form()],
     task: Annotated[str, Form()],
     files: Annotated[list[UploadFile], File()],
+    profile: Annotated[list[UploadFile] | None, File()] = None,
 ) -> VersionInfo:
-    """Publish an adapter folder as the next version of ``name``, once the engine has read it and it fits."""
+    """Publish an adapter folder as the next version of ``name``, once the engine has read it and it fits.
+
+    The rows of ``profile`` tell `auto` what it is for; they are not kept.
+    """
     require_engine(services)
     await asyncio.to_thread(check_adapter_name, services, name, task)
-    async with staged(files, services.uploads, check_file_name) as paths:
+    async with (
+        staged(files, services.uploads, check_file_name) as paths,
+        staged(profile or [], services.uploads) as rows,
+    ):
         folder = paths[0].parent
         lineage = await asyncio.to_thread(inspect_folder, services, task, folder)
+        if rows:
+            await asyncio.to_thread(write_profile, services, task, folder, rows)
         await validate_folder(services, name, folder, lineage)
         return await publish_folder(services, name, folder, lineage)
 

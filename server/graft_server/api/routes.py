@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import islice
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -24,6 +25,9 @@ from graft_server.routing.resolver import Route
 from graft_server.services import Services
 
 router = APIRouter(prefix="/api", tags=["routes"])
+
+#: Adapters that an explanation names as never chosen by the text.
+_MOST_ABSENT = 20
 
 
 @router.get("/routes")
@@ -81,6 +85,11 @@ async def explain(body: ExplainRequest, services: ServicesDep) -> Explanation:
         return services.resolver.resolve(adapter, body.task, body.text, key=body.key, say=steps.append), steps
 
     route, steps = await with_files(services.registry, decide)
+    if adapter == "auto":
+        absent = await asyncio.to_thread(services.profiles.absent, body.task)
+        steps += [f"{ref} takes no part: {why}" for ref, why in islice(absent.items(), _MOST_ABSENT)]
+        if len(absent) > _MOST_ABSENT:
+            steps.append(f"{len(absent) - _MOST_ABSENT} more adapters take no part")
     return Explanation(
         adapter=route.ref,
         task=route.task.name,

@@ -211,8 +211,10 @@ class ArtefactStore:
 
     def own(self, registry: str) -> None:
         """Write down which registry what is shared belongs to."""
+        partial = self._staging / secrets.token_hex(8)
         with storage_errors(self.place):
-            (self.place / _OWNER).write_text(json.dumps({"registry": registry}))
+            partial.write_text(json.dumps({"registry": registry}))
+            partial.replace(self.place / _OWNER)
 
     def holds_shared(self) -> bool:
         """Whether there is anything that other servers read."""

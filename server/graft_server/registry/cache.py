@@ -60,7 +60,7 @@ class CachedStore(ArtefactStore):
         self._bytes = 0
         self._holders: Counter[Path] = Counter()
         self._fetches: dict[Path, Future[None]] = {}
-        self._silence: tuple[float, RegistryError] | None = None
+        self._silence: tuple[float, StoreUnavailableError] | None = None
         #: What went wrong with the last fetch of a folder, and until when nobody tries again.
         self._failures: dict[Path, tuple[float, RegistryError]] = {}
         self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="artefact-fetch")
@@ -79,8 +79,8 @@ class CachedStore(ArtefactStore):
     @contextmanager
     def held(self, folder: Path, digest: str, *, wait: bool = True) -> Iterator[Path]:
         while not self._hold(folder):
-            if not wait and self._refusal(folder) is None:
-                raise NotFetchedError(folder, digest)
+            if not wait:
+                raise self._not_here(folder, digest)
             # Between the fetch and our hold others may have needed the room.
             self.fetch(folder, digest).result()
         try:
@@ -127,9 +127,10 @@ class CachedStore(ArtefactStore):
             self._silence = None
             self._failures.pop(folder, None)
         except RegistryError as error:
-            self._failures[folder] = failure = (time.monotonic() + _PAUSE, error)
+            until = time.monotonic() + _PAUSE
+            self._failures[folder] = (until, error)
             if isinstance(error, StoreUnavailableError):
-                self._silence = failure
+                self._silence = (until, error)
             raise
         finally:
             with self._mutex:
@@ -146,11 +147,18 @@ class CachedStore(ArtefactStore):
                     self._put(content, folder)
                 self._enter(folder, size)
 
+    def _not_here(self, folder: Path, digest: str) -> RegistryError:
+        """What somebody is told who does not wait: to ask for a fetch, or why there is none."""
+        with self._mutex:
+            refusal = None if folder in self._fetches else self._refusal(folder)
+        return refusal or NotFetchedError(folder, digest)
+
     def _refusal(self, folder: Path) -> RegistryError | None:
         """Why a folder is not fetched just now."""
         for failure in (self._failures.get(folder), self._silence):
             if failure is not None and time.monotonic() < failure[0]:
-                return failure[1]
+                # Raised again and again, it would collect the frames of all who were told.
+                return failure[1].with_traceback(None)
         return None
 
     # Entries
@@ -238,7 +246,15 @@ class CachedStore(ArtefactStore):
         self._evict_soon()
 
     def discard(self, folder: Path) -> None:
-        self._objects.delete(self._key(folder))
+        # The database is held meanwhile: nobody waits for a store that is known not to answer.
+        silence = self._silence
+        if silence is not None and time.monotonic() < silence[0]:
+            raise silence[1].with_traceback(None)
+        try:
+            self._objects.delete(self._key(folder))
+        except StoreUnavailableError as error:
+            self._silence = (time.monotonic() + _PAUSE, error)
+            raise
 
     def abandoned(self) -> list[Path]:
         return [self.place / key for key in self._objects.keys(older_than=_ABANDONED)]

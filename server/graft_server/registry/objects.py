@@ -25,6 +25,9 @@ _MANIFEST = "manifest.json"
 _OWNER = "registry.json"
 #: What to install for the protocols that fsspec has no driver of its own for.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+#: Parts of a key, by the first one.
+_DEPTHS = {"artefacts": 3, "datasets": 2}
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 #: Who waits for a store that does not answer wants to know soon; by itself the driver tries for half a minute.
 _PATIENCE = {
     "config_kwargs": {
@@ -106,18 +109,17 @@ class ObjectStore:
                     continue  # somebody else was faster
 
     def keys(self, *, older_than: timedelta) -> list[str]:
-        """The keys of all folders, whole or not, that nothing was written to lately."""
+        """The keys of all folders, whole or not, that nothing was written to lately; what else is there is not ours."""
         newest: dict[str, datetime] = {}
-        for path, details in self._list("").items():
-            parts = path.removeprefix(f"{self._root}/").split("/")
-            if len(parts) > (depth := 3 if parts[0] == "artefacts" else 2):
-                key = "/".join(parts[:depth])
-                newest[key] = max(newest.get(key, datetime.min.replace(tzinfo=UTC)), _modified(details))
+        for kind, depth in _DEPTHS.items():
+            for path, details in self._list(kind).items():
+                key = "/".join(path.removeprefix(f"{self._root}/").split("/")[:depth])
+                newest[key] = max(newest.get(key, _LONG_AGO), _modified(details))
         return sorted(key for key, modified in newest.items() if datetime.now(UTC) - modified >= older_than)
 
     def is_empty(self) -> bool:
-        """Whether there is nothing at all."""
-        return not self._list("")
+        """Whether there is no folder."""
+        return not any(self._list(kind) for kind in _DEPTHS)
 
     def owner(self) -> str | None:
         """The registry that the store belongs to, or ``None`` before it is any's."""
@@ -162,7 +164,9 @@ class ObjectStore:
         return "/".join([self._root, *filter(None, parts)])
 
     def _corrupt(self, key: str, reason: str) -> CorruptArtefactError:
-        return CorruptArtefactError(f"{self.name}/{key}: {reason}; restore it there, or publish it again")
+        return CorruptArtefactError(
+            f"{self.name}/{key}: {reason}; restore it there, or remove it there and publish it again"
+        )
 
     @contextmanager
     def _answers(self, *, missing: str | None = None) -> Iterator[None]:
@@ -191,4 +195,4 @@ def _modified(details: dict[str, Any]) -> datetime:
         found = datetime.fromisoformat(found)
     if isinstance(found, datetime):
         return found if found.tzinfo else found.replace(tzinfo=UTC)
-    return datetime.min.replace(tzinfo=UTC)
+    return _LONG_AGO

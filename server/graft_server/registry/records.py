@@ -50,6 +50,8 @@ class VersionRecord:
     size_bytes: int
     created_at: datetime
     lineage: Lineage
+    files: tuple[str, ...] = ()
+    """Names, relative to ``path``."""
     pinned: bool = False
 
     @property

@@ -284,10 +284,11 @@ class Registry:
         with self._database.read() as session:
             return session.scalar(select(func.max(Version.engine_id))) or 0
 
-    def trained_after(self, engine_id: int) -> list[VersionRecord]:
-        """The versions with a dataset that were published after one, in that order."""
+    def described_after(self, engine_id: int, file: str) -> list[VersionRecord]:
+        """The versions with a dataset, or with a file of this name, that were published after one, in that order."""
         with self._database.read() as session:
-            return [adapters.version_record(row, self._store) for row in adapters.list_trained(session, engine_id)]
+            rows = adapters.list_described(session, engine_id, file)
+            return [adapters.version_record(row, self._store) for row in rows]
 
     def adapter_names(self) -> set[str]:
         """The names of all adapters."""

@@ -231,28 +231,22 @@ class JobRunner:
 
     async def _train(self, run: _Run) -> TrainingSummary:
         """Run the worker until it is done, again after a crash: it goes on from its last checkpoint."""
-        rows, watched = await self._ask(self._datasets, run.job)
+        dataset = await self._ask(self._registry.dataset, run.job.dataset)
+        watched = run.job.options.get("validation_dataset")
+        validation = None if watched is None else await self._ask(self._registry.dataset, watched)
         with ExitStack() as held:
             try:
-                for dataset in filter(None, (rows, watched)):
-                    await self._ask(self._hold, held, dataset)
+                for each in filter(None, (dataset, validation)):
+                    await self._ask(_holding(held, self._registry, each))
             except (CorruptArtefactError, StorageFullError) as error:
-                raise JobFailed(f"the dataset can't be read: {error}; resume the job to try it again") from error
-            await self._ask(self._write_spec, run.job, rows, watched)
-            # Of a worker whose server was killed before it could be told of them.
-            for snapshot in _snapshots(run.job):
-                await run.checkpoint(int(snapshot.name), known=False)
+                raise JobFailed(f"a dataset can't be read: {error}; resume the job to try it again") from error
+            await self._ask(self._write_spec, run.job, dataset, validation)
             return await self._work_through(run)
 
-    def _datasets(self, job: JobRecord) -> tuple[DatasetRecord, DatasetRecord | None]:
-        """What a job trains on, and what it is watched on if that is a dataset of its own."""
-        watched = job.options.get("validation_dataset")
-        return self._registry.dataset(job.dataset), None if watched is None else self._registry.dataset(watched)
-
-    def _hold(self, held: ExitStack, dataset: DatasetRecord) -> None:
-        held.enter_context(self._registry.files(dataset))
-
     async def _work_through(self, run: _Run) -> TrainingSummary:
+        # Of a worker whose server was killed before it could be told of them.
+        for snapshot in _snapshots(run.job):
+            await run.checkpoint(int(snapshot.name), known=False)
         for start in range(1, _STARTS + 1):
             code = await run.work()
             if code == DONE and run.summary is not None:
@@ -272,7 +266,7 @@ class JobRunner:
             "machine ran out of memory, lower batch_size or max_length and resume the job"
         )
 
-    def _write_spec(self, job: JobRecord, dataset: DatasetRecord, watched: DatasetRecord | None) -> None:
+    def _write_spec(self, job: JobRecord, dataset: DatasetRecord, validation: DatasetRecord | None) -> None:
         base = self._base
         spec = TrainingSpec(
             job=job.id,
@@ -290,7 +284,7 @@ class JobRunner:
             format=dataset.format,
             # A dataset is stored with bad rows only where its owner said to go on without them.
             skip_bad=dataset.bad_rows > 0,
-            validation=None if watched is None else _data(watched),
+            validation=None if validation is None else _data(validation),
             options=job.options,
             device=self._settings.training_device,
             plugins=self._settings.plugins,
@@ -379,6 +373,11 @@ class JobRunner:
             seed=job.options.get("seed"),
             options=job.options,
         )
+
+
+def _holding(held: ExitStack, registry: Registry, dataset: DatasetRecord) -> Callable[[], Path]:
+    """A call that has a dataset's files at hand until ``held`` is closed."""
+    return lambda: held.enter_context(registry.files(dataset))
 
 
 def _data(dataset: DatasetRecord) -> DataSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 import threading
@@ -9,14 +10,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 
 from graft_server.registry import CorruptArtefactError, Registry, RegistryError, StorageFullError
 from graft_server.registry import cache as cache_module
-from graft_server.registry.errors import InvalidStoreError, StoreUnavailableError
+from graft_server.registry.errors import InvalidStoreError, NotFetchedError, StoreUnavailableError
 from graft_server.registry.objects import ObjectStore
-from support.object_stores import S3Server, s3_server
+from support.object_stores import s3_server
 from support.processes import eventually
 
 MIB = 1 << 20
@@ -24,8 +27,15 @@ Open = Callable[..., Registry]
 
 
 @pytest.fixture
-def url(s3: S3Server) -> str:
-    return s3.new_url()
+def url() -> str:
+    """A store in memory, where it need not be a real one."""
+    return f"memory://{secrets.token_hex(4)}/prefix"
+
+
+@pytest.fixture
+def driver() -> Any:
+    """For looking at that store, and spoiling it."""
+    return fsspec.filesystem("memory")
 
 
 @pytest.fixture
@@ -97,12 +107,11 @@ def test_while_the_store_is_away_what_is_cached_is_read(open_registry, make_fold
 @pytest.mark.parametrize("spoiled", ["files/adapter_model.safetensors", "files/adapter_config.json", "manifest.json"])
 @pytest.mark.parametrize("content", [b"", b"weightx", None], ids=["truncated", "tampered", "gone"])
 def test_what_is_not_what_was_stored_is_never_read(
-    open_registry, s3, url, make_folder, lineage, spoiled, content, monkeypatch
+    open_registry, driver, url, make_folder, lineage, spoiled, content, monkeypatch
 ):
     monkeypatch.setattr(cache_module, "_PAUSE", 0)
     first, second = open_registry(url, "a"), open_registry(url, "b")
     publish(first, make_folder, lineage, "weights")
-    driver = s3.driver()
     [file] = [name for name in driver.find(url) if name.endswith(spoiled)]
     before = driver.cat_file(file)
     if content is None:
@@ -160,6 +169,37 @@ def test_many_who_want_the_same_files_fetch_them_once(open_registry, url, make_f
     assert len(fetched) == 1
 
 
+def test_who_does_not_wait_is_told_to_while_a_fetch_is_under_way(open_registry, url, make_folder, lineage, monkeypatch):
+    first, second = open_registry(url, "a"), open_registry(url, "b")
+    for name in ("slow", "broken"):
+        publish(first, make_folder, lineage, name)
+    slow, broken = second.resolve("slow"), second.resolve("broken")
+    go_on, fetch = threading.Event(), ObjectStore.fetch
+
+    def held_up(self: ObjectStore, key: str, digest: str, target: Path) -> None:
+        if key.endswith(broken.digest):
+            raise StoreUnavailableError("memory://", "away")
+        go_on.wait(20)
+        fetch(self, key, digest, target)
+
+    monkeypatch.setattr(ObjectStore, "fetch", held_up)
+    with pytest.raises(NotFetchedError) as missing, second.files(slow, wait=False):
+        pass
+    under_way = second.fetch(missing.value)
+    with pytest.raises(StoreUnavailableError):
+        read(second, "broken")
+    # The store is taken to be away, but what has begun may still come.
+    for _ in range(2):
+        with pytest.raises(NotFetchedError), second.files(slow, wait=False):
+            pass
+        with pytest.raises(StoreUnavailableError), second.files(broken, wait=False):
+            pass
+    go_on.set()
+    under_way.result()
+    with second.files(slow, wait=False) as folder:
+        assert (folder / "adapter_model.safetensors").read_text() == "slow"
+
+
 _STUCK = """
 import hashlib, sys, time
 from pathlib import Path
@@ -174,7 +214,8 @@ with registry.files(registry.resolve("x")):
 """
 
 
-def test_a_process_killed_in_a_fetch_leaves_nothing_behind(open_registry, url, tmp_path, make_folder, lineage):
+def test_a_process_killed_in_a_fetch_leaves_nothing_behind(open_registry, s3, tmp_path, make_folder, lineage):
+    url = s3.new_url()
     publish(open_registry(url, "a"), make_folder, lineage, "x")
     data, staging = tmp_path / "b", tmp_path / "b" / "cache" / "staging"
     command = [sys.executable, "-c", _STUCK, data, f"sqlite:///{tmp_path / 'registry.db'}", url]
@@ -204,8 +245,10 @@ def test_a_full_disk_makes_room_for_what_is_needed_now(open_registry, url, small
     assert read(second, "v") == "v"
 
 
-def test_garbage_is_what_no_row_names_and_nobody_writes(open_registry, s3, url, make_folder, lineage, monkeypatch):
-    registry, driver = open_registry(url, "a"), s3.driver()
+def test_garbage_is_what_no_row_names_and_nobody_writes(open_registry, driver, url, make_folder, lineage, monkeypatch):
+    for path in ("notes.txt", "other/program/file"):
+        driver.pipe_file(f"{url}/{path}", b"not ours")
+    registry = open_registry(url, "a")
     publish(registry, make_folder, lineage, "x")
     rows = registry.add_dataset(task="translation", format="jsonl", rows=1, bad_rows=0, folder=make_folder("rows"))
     kept = set(driver.find(url))
@@ -225,7 +268,8 @@ def test_garbage_is_what_no_row_names_and_nobody_writes(open_registry, s3, url, 
     registry.delete_version("x", 1)
     registry.delete_dataset(rows.id)
     driver.invalidate_cache()
-    assert [name.rpartition("/")[2] for name in driver.find(url)] == ["registry.json"]
+    left = [name.partition("/prefix/")[2] for name in driver.find(url)]
+    assert sorted(left) == ["notes.txt", "other/program/file", "registry.json"]
 
 
 def test_what_is_taken_for_garbage_while_it_is_published_is_stored_again(
@@ -256,3 +300,13 @@ def test_a_url_that_means_nothing_is_refused(open_registry, wrong):
 def test_a_bucket_that_is_not_there_is_told(open_registry, s3, make_folder, lineage):
     with pytest.raises(RegistryError, match="no such bucket"):
         publish(open_registry("s3://nowhere/prefix", "a"), make_folder, lineage, "x")
+
+
+def test_a_version_that_can_not_be_read_can_be_deleted(open_registry, driver, url, make_folder, lineage):
+    first, second = open_registry(url, "a"), open_registry(url, "b")
+    publish(first, make_folder, lineage, "x")
+    driver.rm(url, recursive=True)
+    with pytest.raises(CorruptArtefactError, match="gone"):
+        read(second, "x")
+    second.delete_version("x", 1)
+    assert second.adapters() == []

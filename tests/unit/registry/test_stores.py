@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from graft_server.registry import ConflictError, CorruptArtefactError, Registry
+from graft_server.registry.visibility import Visibility, visible
 
 Open = Callable[..., Registry]
 
@@ -118,3 +119,15 @@ def test_the_store_of_another_registry_is_refused(open_registry, tmp_path, make_
             Registry.open(tmp_path / "other", None, store_url)
         open_registry("b")
     assert read(registry, "x") == "weights"
+
+
+def test_who_sees_a_part_deletes_no_files_of_others(open_registry, make_folder, lineage):
+    registry = open_registry()
+    for name in ("acme.x", "other.x"):
+        registry.publish(name, make_folder(), lineage)
+    token = visible.set(Visibility(("acme.*",), "acme"))
+    try:
+        registry.delete_version("acme.x", 1)
+    finally:
+        visible.reset(token)
+    assert read(registry, "other.x") == "weights"
