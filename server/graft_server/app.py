@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from contextlib import AsyncExitStack, closing
+from datetime import timedelta
 from functools import partial
 
 from fastapi import FastAPI
@@ -47,6 +48,7 @@ from graft_server.engine.base import Engine, EngineError
 from graft_server.engine.messages import EngineConfig
 from graft_server.engine.stats_cache import StatsCache
 from graft_server.engine.supervisor import SupervisedEngine
+from graft_server.follower import Follower
 from graft_server.http_server import HttpServer, bind, is_loopback, url_of
 from graft_server.instance import claimed, write_note
 from graft_server.observability import Metrics, configure_logging
@@ -70,6 +72,8 @@ from graft_server.serving.guards import CanaryStop, Guards
 from graft_server.serving.job_results import JobResults
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
+from graft_server.serving.presence import Presence
+from graft_server.serving.retention import Retention
 from graft_server.serving.shadows import FOLDER, Shadows
 from graft_server.serving.tuning_results import keep_figures
 from graft_server.training.runner import JobRunner
@@ -270,10 +274,30 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     # First, so that a batch that comes in meanwhile is in neither's blind spot.
     services.batches = answering
     await answering.start()
+    for task in _background(services):
+        stack.callback(task.cancel)
     progress.close()
     sys.stdout.write(f"Serving {base.name} at {url}\n")
     sys.stdout.flush()
     await services.cleaner.collect_objects()
+
+
+def _background(services: Services) -> list[asyncio.Task[None]]:
+    """What a server does by itself as one of several."""
+    settings, registry = services.settings, services.registry
+    tasks = {"follower": Follower(registry, services.follow).run()}
+    if registry.has_others:
+        tasks["presence"] = Presence(registry, services.predictor.traffic).run()
+    if settings.retention_keep is not None:
+        retention = Retention(
+            registry,
+            services.cleaner,
+            keep=settings.retention_keep,
+            days=settings.retention_days,
+            interval=timedelta(hours=settings.retention_hours),
+        )
+        tasks["retention"] = retention.run()
+    return [asyncio.create_task(work, name=name) for name, work in tasks.items()]
 
 
 def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:

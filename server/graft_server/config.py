@@ -88,6 +88,16 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(30.0, ge=0, description="How long SIGTERM waits for requests in flight.")
     training_device: str = Field("auto", description="Where jobs train.")
     max_jobs: int = Field(1, ge=0, description="Training jobs that run at once; 0 pauses the queue.")
+    job_lease_seconds: float = Field(
+        30.0, ge=1, description="Without a sign of its server for so long, a job goes on on another server."
+    )
+    retention_keep: int | None = Field(
+        None,
+        ge=1,
+        description="Newest versions of each adapter that stay; older ones go by themselves. All if not set.",
+    )
+    retention_days: float = Field(7.0, ge=0, description="With `retention_keep`, younger versions stay as well.")
+    retention_hours: float = Field(1.0, gt=0, description="How often old versions are looked for.")
     plugins: str = Field("*", description="Comma-separated plugins to load; `*` loads every installed one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["auto", "plain", "json"] = Field(

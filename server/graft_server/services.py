@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -89,6 +90,14 @@ class Services:
         if self.engine.state in ("starting", "failed", "stopped"):
             return None
         return f"fp_{self.engine.model.fingerprint[:12]}"
+
+    async def follow(self) -> None:
+        """Act on changes of the registry that may be another server's."""
+        if self.jobs is not None:
+            self.jobs.wake()
+        await self.pins.restore()
+        # So that no request has to wait for a profile to be made.
+        await asyncio.to_thread(self.profiles.refresh)
 
     @property
     def uploads(self) -> Path:

@@ -119,6 +119,7 @@ def job_info(record: JobRecord) -> JobInfo:
         version=record.version,
         error=record.error,
         attempts=record.attempts,
+        server=record.claim.server if record.claim else None,
         created_at=record.created_at,
         started_at=record.started_at,
         finished_at=record.finished_at,

@@ -91,6 +91,10 @@ class ArtefactStore:
         """Where the artefact with this digest lies."""
         return self.artefacts / digest[:2] / digest
 
+    def has_dataset(self, identity: str) -> bool:
+        """Whether this server can read a dataset of the registry: it lies here, or where all servers read."""
+        return self.is_shared or (self.datasets / identity).is_dir()
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the store's lock. It is not reentrant, and it goes with the process that holds it."""

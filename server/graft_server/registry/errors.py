@@ -33,6 +33,13 @@ class ConflictError(RegistryError):
     """The registry's state does not allow it."""
 
 
+class LostClaimError(ConflictError):
+    """A server writes about a job that is no longer its own: another one took it over, or it has ended."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(f"job {job!r} is not at work on this server any more")
+
+
 class InvalidNameError(RegistryError):
     """An adapter can't have this name."""
 

@@ -145,8 +145,18 @@ class DatasetRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A server's right to work at a job. ``number`` counts the job's claims."""
+
+    job: str
+    server: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One training run. ``folder`` holds its specification, checkpoints and result."""
+    """One training run. ``folder`` holds its specification, checkpoints and result; ``claim`` is there while it is at
+    work."""
 
     id: str
     state: JobState
@@ -166,6 +176,7 @@ class JobRecord:
     finished_at: datetime | None
     train_seconds: float | None
     train_tokens: int | None
+    claim: Claim | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ same time. Only records and paths leave it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,18 +18,20 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
-from graft_server.registry import adapters, audit, datasets, documents, jobs, keys
+from graft_server.registry import adapters, audit, claims, datasets, documents, jobs, keys, servers
 from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.database import Database
 from graft_server.registry.documents import Documents
 from graft_server.registry.errors import ConflictError, NotFetchedError, UnknownError, storage_errors
+from graft_server.registry.identity import server_id
 from graft_server.registry.jobs import EventKind
 from graft_server.registry.kept_files import KeptFiles
 from graft_server.registry.models import Adapter, Artefact, Dataset, Job, RouteRow, Setting, Version
 from graft_server.registry.records import (
     AdapterRecord,
     AuditRecord,
+    Claim,
     DatasetRecord,
     JobRecord,
     KeyRecord,
@@ -65,8 +67,10 @@ class Stored(Protocol):
 class Registry:
     """See the module. Get one from ``Registry.open``."""
 
-    def __init__(self, database: Database, store: ArtefactStore) -> None:
+    def __init__(self, database: Database, store: ArtefactStore, server: str) -> None:
         self._database = database
+        #: The name of this server, which its data folder keeps.
+        self.server = server
         self._store = store
         #: What callers have the server keep.
         self.documents = Documents(database)
@@ -100,8 +104,10 @@ class Registry:
         root = data_dir.expanduser().resolve()
         store = open_store(root, artefacts_url, cache_bytes=cache_bytes)
         store.create()
+        with store.lock():
+            server = server_id(root)
         database = Database(url or f"sqlite:///{root / 'registry.db'}")
-        registry = cls(database, store)
+        registry = cls(database, store, server)
         try:
             with store.lock():
                 # A new database beside old files knows none of them, and would have them all collected.
@@ -153,17 +159,20 @@ class Registry:
         *,
         job_id: str | None = None,
         job_update: dict[str, Any] | None = None,
+        claim: Claim | None = None,
     ) -> VersionRecord:
         """Store a copy of ``folder`` as the next version of an adapter.
 
         With ``job_id``, the job succeeds with this version in the same transaction, and ``job_update`` holds
-        further arguments of ``update_job``. A job publishes once: a second call returns its version.
+        further arguments of ``update_job``. A job publishes once: a second call returns its version. See ``update_job``
+        for ``claim``.
 
         Raises:
             InvalidNameError: no adapter can be called so.
             UnknownError: there is no such job.
             ConflictError: the adapter belongs to another task, a route has its name, the job is not at work, or what
                 it published was deleted.
+            LostClaimError: another server has taken the job over.
             RefusedArtefactError: the folder holds what is not stored.
             StorageFullError: no space is left; nothing was changed.
             StoreUnavailableError: the object store does not answer; nothing was changed.
@@ -177,10 +186,16 @@ class Registry:
         self._sharing.claim()
         with self._store.stage(folder) as staged:
             self._store.upload(staged, self._store.artefact_path(staged.digest))
-            return self._publish(name, staged, lineage, job_id, job_update or {})
+            return self._publish(name, staged, lineage, job_id, job_update or {}, claim)
 
     def _publish(
-        self, name: str, staged: Staged, lineage: Lineage, job_id: str | None, job_update: dict[str, Any]
+        self,
+        name: str,
+        staged: Staged,
+        lineage: Lineage,
+        job_id: str | None,
+        job_update: dict[str, Any],
+        claim: Claim | None,
     ) -> VersionRecord:
         with self._store.placing(staged) as place, self._database.write() as session:
             # Asked again: another process may have published for this job in the meantime.
@@ -190,6 +205,8 @@ class Registry:
             if session.get(RouteRow, name) is not None:
                 raise ConflictError(f"{name!r} is a route; an adapter needs a name of its own")
             version = adapters.add_version(session, name, staged, lineage)
+            if claim is not None:
+                claims.check(jobs.find(session, claim.job, lock=True), claim)
             if job_id is not None:
                 job = jobs.find(session, job_id, lock=True)
                 jobs.update(session, job, **job_update)
@@ -324,12 +341,14 @@ class Registry:
 
         Raises:
             UnknownError: there is none.
-            ConflictError: an alias stands for one of its versions, or a route needs it.
+            ConflictError: an alias stands for one of its versions, a route needs it, or another server has requests
+                for it.
         """
         with self._store.lock():
             with self._database.write() as session:
                 adapter = adapters.find_adapter(session, name)
                 refuse_routed(session, adapter.versions)
+                servers.refuse_in_flight(session, self.server, adapter.versions)
                 free = adapters.remove_adapter(session, adapter)
             self._remove_artefacts(free)
 
@@ -338,7 +357,8 @@ class Registry:
 
         Raises:
             UnknownError: there is none.
-            ConflictError: an alias stands for it, a route needs it, or it is pinned and ``unless_pinned``.
+            ConflictError: an alias stands for it, a route needs it, another server has requests for it, or it is
+                pinned and ``unless_pinned``.
         """
         with self._store.lock():
             with self._database.write() as session:
@@ -346,6 +366,7 @@ class Registry:
                 if unless_pinned and version.pinned:
                     raise ConflictError(f"{name}@{number} is pinned")
                 refuse_routed(session, [version])
+                servers.refuse_in_flight(session, self.server, [version])
                 free = adapters.remove_version(session, version)
             self._remove_artefacts(free)
 
@@ -452,11 +473,26 @@ class Registry:
         with self._database.read() as session:
             return [jobs.record(row, self._store) for row in jobs.list_all(session, state, limit)]
 
-    def claim_job(self) -> JobRecord | None:
-        """Set the job that has waited longest to running, for the caller alone."""
+    def claim_job(self, *, lease: float = 30.0, take_over: bool = True) -> JobRecord | None:
+        """Set the job that has waited longest to running, for this server alone, for ``lease`` seconds or until
+        ``renew_claims``. Jobs whose dataset lies in another server's data folder are passed over.
+
+        With ``take_over``, jobs of servers that did not renew their claims are queued again first.
+        """
+        with self._database.read() as session:
+            if not claims.anything_to_do(session, take_over=take_over):
+                return None
         with self._database.write() as session:
-            row = jobs.claim(session)
+            row = claims.take(
+                session, self.server, seconds=lease, readable=self._store.has_dataset, take_over=take_over
+            )
             return None if row is None else jobs.record(row, self._store)
+
+    def renew_claims(self, held: Sequence[Claim], *, lease: float) -> list[JobRecord]:
+        """Keep jobs for ``lease`` more seconds; returns those whose claims hold, also behind their time if nobody has
+        taken them over."""
+        with self._database.write() as session:
+            return [jobs.record(row, self._store) for row in claims.renew(session, held, seconds=lease)]
 
     def update_job(
         self,
@@ -468,8 +504,9 @@ class Registry:
         options: dict[str, Any] | None = None,
         train_seconds: float | None = None,
         train_tokens: int | None = None,
+        claim: Claim | None = None,
     ) -> JobRecord:
-        """Change what is given, and append an event where the state changes.
+        """Change what is given, and append an event where the state changes. Who works at the job gives its ``claim``.
 
         ``error`` is kept until it is replaced, or until the job is queued again. A job succeeds through ``publish``
         and a finished one is queued again through ``resume_job``; neither can be set here.
@@ -477,8 +514,9 @@ class Registry:
         Raises:
             UnknownError: there is none.
             ConflictError: the job can't go to that state.
+            LostClaimError: another server has taken it over.
         """
-        with self._job(id) as (session, row):
+        with self._job(id, claim) as (session, row):
             jobs.update(
                 session,
                 row,
@@ -514,17 +552,18 @@ class Registry:
             return jobs.record(row, self._store)
 
     def recover_jobs(self) -> list[JobRecord]:
-        """Queue again the jobs that were at work when their server died. Call it before any worker starts."""
+        """Queue again the jobs that were at work here when this server died. Call it before any worker starts."""
         with self._database.write() as session:
-            return [jobs.record(row, self._store) for row in jobs.recover(session)]
+            return [jobs.record(row, self._store) for row in claims.recover(session, self.server)]
 
-    def add_event(self, job_id: str, kind: EventKind, data: dict[str, Any]) -> JobEvent:
-        """Append to a job's history.
+    def add_event(self, job_id: str, kind: EventKind, data: dict[str, Any], *, claim: Claim | None = None) -> JobEvent:
+        """Append to a job's history; see ``update_job`` for ``claim``.
 
         Raises:
             UnknownError: there is no such job.
+            LostClaimError: another server has taken it over.
         """
-        with self._job(job_id) as (session, row):
+        with self._job(job_id, claim) as (session, row):
             return jobs.event_record(jobs.append_event(session, row, kind, data))
 
     def recent_events(
@@ -550,9 +589,11 @@ class Registry:
             return [jobs.event_record(row) for row in rows]
 
     @contextmanager
-    def _job(self, identity: str) -> Iterator[tuple[Session, Job]]:
+    def _job(self, identity: str, claim: Claim | None = None) -> Iterator[tuple[Session, Job]]:
         with self._database.write() as session:
-            yield session, jobs.find(session, identity, lock=True)
+            row = jobs.find(session, identity, lock=True)
+            claims.check(row, claim)
+            yield session, row
 
     # Keys and the log of changes
 
@@ -604,6 +645,31 @@ class Registry:
         """The newest changes first; of one target, and before an entry."""
         with self._database.read() as session:
             return [audit.record(row) for row in audit.entries(session, target, before, limit)]
+
+    def newest_change(self) -> int:
+        """The number of the last change of anything by any server: as cheap as a question can be."""
+        with self._database.read() as session:
+            return audit.newest(session)
+
+    @property
+    def has_others(self) -> bool:
+        """Whether other servers may use the database too; an SQLite file is one server's."""
+        return self._database.is_shared
+
+    def report_in_flight(self, refs: Iterable[str]) -> None:
+        """Tell other servers the versions that this one has requests for; believed for half a minute."""
+        with self._database.write() as session:
+            servers.report(session, self.server, refs)
+
+    def in_flight_elsewhere(self) -> set[str]:
+        """The versions (``name@N``) that other servers have requests for."""
+        with self._database.read() as session:
+            return servers.in_flight_elsewhere(session, self.server)
+
+    def take_turn(self, name: str, every: timedelta) -> bool:
+        """Whether this server is to do ``name`` now, which one of all does once within ``every``."""
+        with self._database.write() as session:
+            return servers.take_turn(session, name, every)
 
     # Everything else
 

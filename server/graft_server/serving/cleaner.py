@@ -83,7 +83,14 @@ class Cleaner:
     def _reasons(self) -> dict[int, str]:
         """Why versions must stay, by engine id."""
         pinned = {version.engine_id: "is pinned" for version in self._registry.pinned_versions()}
-        return pinned | self._registry.routes.in_use() | self._registry.aliases.in_use()
+        elsewhere = self._registry.in_flight_elsewhere()
+        busy = {
+            version.engine_id: "has requests in flight on another server"
+            for adapter in (self._registry.adapters() if elsewhere else ())
+            for version in adapter.versions
+            if version.ref in elsewhere
+        }
+        return busy | pinned | self._registry.routes.in_use() | self._registry.aliases.in_use()
 
     def _busy(self, version: VersionRecord) -> str | None:
         return "has requests in flight" if self._traffic.in_flight(version.ref) else None

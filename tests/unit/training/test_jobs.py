@@ -69,8 +69,8 @@ class Jobs:
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         real = self.registry.add_event
 
-        def add_event(job_id: str, kind: Any, data: dict[str, Any]) -> Any:
-            event = real(job_id, kind, data)
+        def add_event(job_id: str, kind: Any, data: dict[str, Any], **claim: Any) -> Any:
+            event = real(job_id, kind, data, **claim)
             loop.call_soon_threadsafe(self._heard.put_nowait, (job_id, kind, data))
             return event
 
