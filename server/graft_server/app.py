@@ -7,7 +7,7 @@ import logging
 import shutil
 import socket
 import sys
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, nullcontext
 from datetime import timedelta
 from functools import partial
 
@@ -76,6 +76,8 @@ from graft_server.serving.presence import Presence
 from graft_server.serving.retention import Retention
 from graft_server.serving.shadows import FOLDER, Shadows
 from graft_server.serving.tuning_results import keep_figures
+from graft_server.training.device_turns import DeviceTurns
+from graft_server.training.memory_budget import check_memory_budget
 from graft_server.training.runner import JobRunner
 
 log = logging.getLogger(__name__)
@@ -259,6 +261,7 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     """Bring up the engine, the pinned versions and the jobs, while HTTP already answers what it can."""
     settings = services.settings
     try:
+        check_memory_budget(settings)
         await services.engine.start()
         base = await asyncio.to_thread(base_model.resolve, settings.base_model, settings.cache_dir)
     except (EngineError, base_model.BaseModelError) as error:
@@ -324,6 +327,7 @@ def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
         evaluate=JobResults(services.host, services.evaluator).evaluate,
         on_published=published,
         on_finished=finished,
+        device_turn=DeviceTurns(services.engine).training if services.settings.sleep_while_training else nullcontext,
     )
 
 
@@ -355,6 +359,8 @@ def _engine_config(settings: Settings) -> EngineConfig:
         max_batch_tokens=settings.max_batch_tokens,
         max_sequences=settings.max_sequences,
         kv_cache_mib=settings.kv_cache_mib,
+        memory=settings.engine_memory,
+        sleeps=settings.sleep_while_training,
         cuda_graphs=settings.cuda_graphs,
         host_cache_mib=settings.host_cache_mib,
         plugins=settings.plugins,

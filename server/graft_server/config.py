@@ -87,6 +87,15 @@ class Settings(BaseSettings):
     max_body_mib: int = Field(256, ge=1, description="Largest request body, in MiB.")
     drain_seconds: float = Field(30.0, ge=0, description="How long SIGTERM waits for requests in flight.")
     training_device: str = Field("auto", description="Where jobs train.")
+    engine_memory: float | None = Field(
+        None, gt=0, le=1, description="Share of a CUDA device's memory that the engine may take; no limit if not set."
+    )
+    training_memory: float | None = Field(
+        None, gt=0, le=1, description="Share of a CUDA device's memory that each job may take; no limit if not set."
+    )
+    sleep_while_training: bool = Field(
+        False, description="The vLLM engine leaves its CUDA device to jobs while they train, and requests wait."
+    )
     max_jobs: int = Field(1, ge=0, description="Training jobs that run at once; 0 pauses the queue.")
     job_lease_seconds: float = Field(
         30.0, ge=1, description="Without a sign of its server for so long, a job goes on on another server."

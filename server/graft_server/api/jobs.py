@@ -34,7 +34,7 @@ HEARTBEAT = ": still running\n\n"
 @router.post("", status_code=201)
 async def create_job(body: JobCreate, services: ServicesDep) -> JobInfo:
     """Queue a job. Whatever could only fail later is refused here."""
-    require_engine(services)
+    require_engine(services, awake=False)
     record = await asyncio.to_thread(_create, services, body)
     wake(services)
     return job_info(record)
@@ -43,7 +43,7 @@ async def create_job(body: JobCreate, services: ServicesDep) -> JobInfo:
 @router.post("/check")
 async def check_job(body: JobPlan, services: ServicesDep) -> JobCheck:
     """Refuse what a job would be refused for, before there is a dataset; nothing is queued."""
-    require_engine(services)
+    require_engine(services, awake=False)
     return JobCheck(options=await asyncio.to_thread(check_plan, services, body))
 
 

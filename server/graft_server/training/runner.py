@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -87,7 +87,8 @@ class JobStopped(Exception):  # noqa: N818 - the state that it leads to
 
 
 class JobRunner:
-    """See the module. ``on_published`` and ``on_finished`` are called in the event loop and must not block."""
+    """See the module. ``on_published`` and ``on_finished`` are called in the event loop and must not block; a job
+    trains within ``device_turn``."""
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class JobRunner:
         evaluate: Evaluate,
         on_published: Callable[[VersionRecord], None] = lambda version: None,
         on_finished: Callable[[JobRecord], None] = lambda job: None,
+        device_turn: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._registry = registry
         self._host = host
@@ -106,6 +108,7 @@ class JobRunner:
         self._evaluate = evaluate
         self._on_published = on_published
         self._on_finished = on_finished
+        self._device_turn = device_turn
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
@@ -194,7 +197,8 @@ class JobRunner:
     async def _run(self, run: _Run) -> None:
         job = run.job
         try:
-            summary = await self._train(run)
+            async with self._device_turn():
+                summary = await self._train(run)
             evaluation = await self._measure(run, summary)
             version = await self._publish(job, summary, evaluation)
         except JobStopped:
@@ -293,6 +297,7 @@ class JobRunner:
             validation=None if watched is None else _data(watched),
             options=job.options,
             device=self._settings.training_device,
+            memory=self._settings.training_memory,
             plugins=self._settings.plugins,
         )
         job.folder.mkdir(parents=True, exist_ok=True)
