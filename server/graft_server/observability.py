@@ -98,6 +98,12 @@ class Metrics:
         self.rejected = Counter(
             "graft_rejected", "Requests refused because the queue was full.", registry=self.registry
         )
+        self.rate_limited = Counter(
+            "graft_rate_limited",
+            "Requests refused by a limit, by whose (key or adapter) and of what (requests or tokens).",
+            ["owner", "figure"],
+            registry=self.registry,
+        )
         self.queued = Gauge("graft_queued", "Model requests waiting to enter the engine.", registry=self.registry)
         self.running = Gauge("graft_running", "Model requests in the engine.", registry=self.registry)
         self.engine_restarts = Gauge("graft_engine_restarts", "Times the engine was rebuilt.", registry=self.registry)

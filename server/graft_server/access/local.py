@@ -33,7 +33,12 @@ def create_key(data_dir: Path, **fields: Any) -> NewKey:
         registry = Registry.open(data_dir, load_database_url())
         try:
             record, key = registry.create_key(
-                body.name, body.scopes, adapters=body.adapters, tenant=body.tenant, expires_at=body.expires_at
+                body.name,
+                body.scopes,
+                adapters=body.adapters,
+                tenant=body.tenant,
+                expires_at=body.expires_at,
+                limits=body.limits,
             )
         finally:
             registry.close()

@@ -13,6 +13,7 @@ from graft_server.admission.turnstile import Turnstile
 from graft_server.engine.base import Embeddings, Engine
 from graft_server.observability import Metrics
 from graft_server.problems import ProblemError
+from graft_server.quotas.meter import Charge, Meter
 from graft_server.serving.cost import text_tokens
 from graft_server.serving.predictor import Terms
 
@@ -20,25 +21,31 @@ from graft_server.serving.predictor import Terms
 class Embedder:
     """Embeds texts with the engine."""
 
-    def __init__(self, engine: Engine, turnstile: Turnstile, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, turnstile: Turnstile, metrics: Metrics, meter: Meter) -> None:
         self._engine = engine
         self._turnstile = turnstile
         self._metrics = metrics
+        self._meter = meter
 
     async def embed(self, texts: Sequence[str], terms: Terms) -> Embeddings:
         """A vector for each text; cancelling it ends the work in the engine.
 
         Raises:
             FullError: too many requests wait already.
-            ProblemError: ``deadline-exceeded``, or ``unauthorized`` because the caller's key has ended.
+            ProblemError: ``deadline-exceeded``, ``unauthorized`` because the caller's key has ended, or
+                ``rate-limited``.
             EngineError: a text does not fit the context, or the engine does not run.
         """
         lease = current_lease.get()
-        turn = self._turnstile.enter(None, text_tokens(texts), background=terms.background, deadline=terms.deadline)
+        cost = text_tokens(texts)
+        turn = self._turnstile.enter(None, cost, background=terms.background, deadline=terms.deadline)
         try:
             with nullcontext() if lease is None else lease.held():
-                async with turn:
-                    return await before(terms.deadline, self._engine.embed(texts))
+                async with self._meter.charged(None, [Charge(cost, 0)]) as (charge,), turn:
+                    charge.record(cost, 0)
+                    embedded = await before(terms.deadline, self._engine.embed(texts))
+                    charge.record(embedded.prompt_tokens, 0)
+                    return embedded
         except FullError:
             self._metrics.rejected.inc()
             raise
