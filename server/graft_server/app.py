@@ -32,6 +32,7 @@ from graft_server.api import (
     jobs,
     keys,
     middleware,
+    openapi,
     predict,
     problems,
     routes,
@@ -167,6 +168,7 @@ def create_app(services: Services) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router)
     problems.install(app)
+    openapi.install(app)
     # The last one added is the outermost.
     app.add_middleware(middleware.BodyLimit, limit=services.settings.max_body_mib * 2**20)
     app.add_middleware(access.Access, keyring=services.keyring, meter=services.meter)

@@ -21,6 +21,7 @@ from graft_server.registry.errors import (
     StorageFullError,
     UnavailableError,
     UnknownError,
+    UnstorableError,
 )
 from graft_server.training.options import OptionError
 
@@ -112,6 +113,8 @@ def as_problem(error: BaseException) -> ProblemError | None:
         case OptionError():
             place = FieldError(place=f"options.{error.name}", message=str(error))
             return ProblemError(error.code, str(error), nearest=error.nearest, errors=[place])
+        case UnstorableError():
+            return ProblemError("invalid-request", str(error))
         case InvalidNameError():
             return ProblemError("invalid-name", str(error))
         case UnavailableError():

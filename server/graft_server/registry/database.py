@@ -13,10 +13,16 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, OperationalError
 from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker
 
-from graft_server.registry.errors import InvalidDatabaseError, NewerDatabaseError, StorageFullError, UnavailableError
+from graft_server.registry.errors import (
+    InvalidDatabaseError,
+    NewerDatabaseError,
+    StorageFullError,
+    UnavailableError,
+    UnstorableError,
+)
 from graft_server.registry.models import Counter
 from graft_server.registry.visibility import EVERYTHING, restrictions
 
@@ -99,6 +105,9 @@ class Database:
             if self._engine.dialect.name == "postgresql":
                 raise UnavailableError(self.name) from error
             raise
+        except (DataError, OverflowError) as error:
+            # A NUL in a text, which PostgreSQL has no place for, or a number beyond 64 bits.
+            raise UnstorableError from error
 
 
 def _show_what_may_be_seen(state: ORMExecuteState) -> None:
