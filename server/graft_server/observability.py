@@ -23,7 +23,8 @@ request_id: ContextVar[str | None] = ContextVar("graft_request_id", default=None
 
 LogFormat = Literal["auto", "plain", "json"]
 
-_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+#: Not a key that was put into the wrong header: it would be logged.
+_ACCEPTABLE_ID = re.compile(r"(?!graft_)[A-Za-z0-9._-]{1,64}")
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
 
 

@@ -68,7 +68,7 @@ class RequestContext:
                     "%s %s %d",
                     scope["method"],
                     # Without the query, where some put their keys, and without line ends.
-                    quote(scope["path"]),
+                    quote(scope["path"], safe="/:@"),
                     status,
                     extra={"seconds": round(time.monotonic() - started, 4)},
                 )
