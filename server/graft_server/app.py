@@ -301,6 +301,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
         max_batch_tokens=settings.max_batch_tokens,
         max_sequences=settings.max_sequences,
         kv_cache_mib=settings.kv_cache_mib,
+        cuda_graphs=settings.cuda_graphs,
         host_cache_mib=settings.host_cache_mib,
         plugins=settings.plugins,
     )

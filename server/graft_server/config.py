@@ -51,6 +51,10 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(2048, ge=64, description="Tokens of one forward pass at most.")
     max_sequences: int = Field(256, ge=1, description="Sequences decoded at once at most.")
     kv_cache_mib: int = Field(1024, ge=16, description="Memory of the KV cache, in MiB.")
+    cuda_graphs: bool = Field(
+        True,
+        description="On CUDA, the torch engine replays decode steps as CUDA graphs, if that works at its start.",
+    )
     host_cache_mib: int = Field(
         1024, ge=1, description="Host memory for adapters that have been read but are in no slot, in MiB."
     )

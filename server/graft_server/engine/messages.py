@@ -36,6 +36,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_batch_tokens: int = 2048
     max_sequences: int = 256
     kv_cache_mib: int = 1024
+    cuda_graphs: bool = True
     host_cache_mib: int = 1024
     plugins: str = "*"
 

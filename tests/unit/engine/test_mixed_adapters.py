@@ -152,6 +152,9 @@ CROWD = [
 
 
 def test_any_mixture_in_any_order_with_reuse_chunks_preemption_eviction_and_aborts(rig: Rig) -> None:
+    from graft_server.engine.torch.indexed import GatheredProducts
+    from support.recorded_operations import record_operations
+
     seen: Counter[str] = Counter()
 
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -160,14 +163,18 @@ def test_any_mixture_in_any_order_with_reuse_chunks_preemption_eviction_and_abor
         budget=st.sampled_from([7, 33, 2048]),
         small=st.booleans(),
         slots=st.sampled_from([2, 8]),
+        recorded=st.booleans(),
     )
-    @example(arrivals=CROWD, budget=33, small=True, slots=2)
-    def any_mixture(arrivals: list[Arrival], budget: int, small: bool, slots: int) -> None:
+    @example(arrivals=CROWD, budget=33, small=True, slots=2, recorded=False)
+    @example(arrivals=CROWD, budget=2048, small=False, slots=8, recorded=True)
+    def any_mixture(arrivals: list[Arrival], budget: int, small: bool, slots: int, recorded: bool) -> None:
         events = Recorder()
         engine = rig.engine(events, max_batch_tokens=budget, max_slots=slots)
         if small:
             # So small a cache that the longest prompt just fits: sequences push each other out.
             engine.runner.pool = engine.scheduler.pool = BlockPool(9, 16)
+        if recorded:
+            engine.runner.replay_decoding(record_operations, GatheredProducts())
         _run(rig, engine, arrivals, scoring=not small)
         assert not events.errors
         for i, arrival in enumerate(arrivals):
@@ -176,10 +183,11 @@ def test_any_mixture_in_any_order_with_reuse_chunks_preemption_eviction_and_abor
         seen["reused"] += engine.scheduler.reused_tokens
         seen["preempted"] += engine.scheduler.preemptions
         seen["evicted"] += engine.slots.evictions
+        seen["replayed"] += engine.runner.graphs.replays if recorded else 0
         seen["hung up"] += sum(arrival.patience is not None for arrival in arrivals)
 
     any_mixture()
-    assert all(seen[what] > 0 for what in ("reused", "preempted", "evicted", "hung up")), seen
+    assert all(seen[what] > 0 for what in ("reused", "preempted", "evicted", "hung up", "replayed")), seen
 
 
 def _run(rig: Rig, engine: Any, arrivals: list[Arrival], *, scoring: bool) -> None:

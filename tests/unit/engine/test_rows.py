@@ -69,6 +69,8 @@ def test_every_row_is_in_one_group_and_padding_is_bounded(case: Case) -> None:
 def test_products_equal_those_of_each_row_alone(case: Case, seed: int) -> None:
     import torch
 
+    from graft_server.engine.torch.stack import UpSite
+
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(case.rows, WIDTH, generator=random, dtype=torch.float64)
     down = torch.randn(41, WIDTH, RANK, generator=random, dtype=torch.float64)
@@ -80,8 +82,8 @@ def test_products_equal_those_of_each_row_alone(case: Case, seed: int) -> None:
             expected[row] += x[row] @ down[position] @ up[position]
     multiplied, added = base.clone(), base.clone()
     for group in groups_of(case):
-        hidden = torch.bmm(group.read(x), down[group.places])
-        group.add_product(multiplied, hidden, up[group.places])
+        hidden = group.first(x, down)
+        group.second(multiplied, hidden, UpSite(up), None)
         group.add(added, torch.bmm(hidden, up[group.places]))
     torch.testing.assert_close(multiplied, expected)
     torch.testing.assert_close(added, expected)

@@ -61,7 +61,7 @@ class TorchEngine:
         self.config = config
         self.tokenizer = load_tokenizer(base)
         model = load_model(base, dtype=self.dtype, device=device)
-        self.runner = ModelRunner(model, kv_cache_bytes=config.kv_cache_mib << 20)
+        self.runner = ModelRunner(model, kv_cache_bytes=config.kv_cache_mib << 20, cuda_graphs=config.cuda_graphs)
         self.scheduler = Scheduler(
             self.runner.pool, max_batch_tokens=config.max_batch_tokens, max_sequences=config.max_sequences
         )

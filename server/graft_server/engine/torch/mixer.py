@@ -14,7 +14,7 @@ from torch import nn
 
 from graft_server.engine.integrity import require
 from graft_server.engine.torch.resident import ResidentAdapter
-from graft_server.engine.torch.rows import Placed, RowGroup, Run, group_rows
+from graft_server.engine.torch.rows import MixedRows, Placed, RowGroup, Run, group_rows
 from graft_server.engine.torch.sequence import BASE
 from graft_server.engine.torch.stack import HEAD, NeckSite, Siblings, Stack
 
@@ -31,8 +31,8 @@ class Mixer:
     def __init__(self, model: nn.Module, *, blocks: Sequence[nn.Module], head: nn.Module) -> None:
         self.adapters: dict[int, ResidentAdapter] = {}
         self._stacks: dict[int, Stack] = {}
-        self._rows: list[RowGroup] = []
-        self._logit_rows: list[RowGroup] = []
+        self._rows: Sequence[MixedRows] = ()
+        self._logit_rows: Sequence[MixedRows] = ()
         self._linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         #: Modules that read the same input, by each of them; learnt by ``watch_inputs``.
         self._siblings: dict[str, Siblings] = {name: (name,) for name in self._linears}
@@ -77,10 +77,33 @@ class Mixer:
 
     def begin(self, runs: Sequence[Run], logit_runs: Sequence[Run], device: torch.device) -> None:
         """State the rows of the next forward pass, in the order of ``order``."""
-        self._rows = self._groups(runs, device)
-        self._logit_rows = self._groups(logit_runs, device)
+        self.begin_rows(self._groups(runs, device), self._groups(logit_runs, device))
+
+    def begin_rows(self, rows: Sequence[MixedRows], logit_rows: Sequence[MixedRows]) -> None:
+        """As ``begin``, of rows that the caller has laid out."""
+        self._rows, self._logit_rows = rows, logit_rows
         self._last_input = None
         self._last_products = {}
+
+    def positions(self, runs: Sequence[Run]) -> dict[int, list[int]] | None:
+        """For each bucket in use, the position of each row's adapter in its stack, -1 for rows of the base or of other
+        stacks. ``None`` where an adapter has a bottleneck: its products depend on more than a position."""
+        count = max((end for _, _, end in runs), default=0)
+        positions: dict[int, list[int]] = {}
+        for engine_id, start, end in runs:
+            if engine_id == BASE:
+                continue
+            adapter = self.adapters[engine_id]
+            if adapter.blocks or adapter.head is not None:
+                return None
+            bucket, position = self.order(engine_id)
+            own = positions.setdefault(bucket, [-1] * count)
+            own[start:end] = [position] * (end - start)
+        return positions
+
+    def version(self, bucket: int) -> int:
+        """A number that changes whenever what a bucket's hooks do changes, other than by the values of its weights."""
+        return self._stacks[bucket].version
 
     def _groups(self, runs: Sequence[Run], device: torch.device) -> list[RowGroup]:
         buckets: dict[int, list[Placed]] = {}
@@ -127,15 +150,15 @@ class Mixer:
 
     def _linear_hook(self, name: str, *, on_logits: bool) -> Hook:
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            for at, group in enumerate(self._logit_rows if on_logits else self._rows):
-                self._add_linear(name, module, at, group, inputs[0], output[0])
+            for at, rows in enumerate(self._logit_rows if on_logits else self._rows):
+                self._add_linear(name, module, at, rows, inputs[0], output[0])
 
         return hook
 
     def _add_linear(
-        self, name: str, module: nn.Module, at: int, group: RowGroup, x: torch.Tensor, output: torch.Tensor
+        self, name: str, module: nn.Module, at: int, rows: MixedRows, x: torch.Tensor, output: torch.Tensor
     ) -> None:
-        stack = self._stacks[group.bucket]
+        stack = self._stacks[rows.bucket]
         down = stack.down(name)
         if down is None:
             return
@@ -143,17 +166,9 @@ class Mixer:
             self._last_input, self._last_products = x, {}
         hidden = self._last_products.get(at)
         if hidden is None:
-            hidden = self._last_products[at] = torch.bmm(group.read(x[0]), down[group.places])
-        hidden = hidden[:, :, stack.columns(name)]
-        up = stack.up(name)
-        if up.scale is None:
-            group.add_product(output, hidden, up.weight[group.places])
-            return
-        # DoRA scales the whole product, but not the bias.
-        bias = module.bias if isinstance(module.bias, torch.Tensor) else 0
-        update = group.flat(torch.bmm(hidden, up.weight[group.places]))
-        scale = group.flat(up.scale[group.places].expand(-1, group.n, -1))
-        group.put(output, (group.take(output) - bias + update) * scale + bias)
+            hidden = self._last_products[at] = rows.first(x[0], down)
+        bias = module.bias if isinstance(module.bias, torch.Tensor) else None
+        rows.second(output, hidden[:, :, stack.columns(name)], stack.up(name), bias)
 
     def _block_hook(self, index: int) -> Hook:
         def hook(_: nn.Module, __: tuple[torch.Tensor, ...], output: Any) -> None:
@@ -168,8 +183,8 @@ class Mixer:
 
         return hook
 
-    def _add_necks(self, site: NeckSite, groups: Sequence[RowGroup], x: torch.Tensor, output: torch.Tensor) -> None:
-        for group in groups:
-            neck = self._stacks[group.bucket].neck(site)
+    def _add_necks(self, site: NeckSite, groups: Sequence[MixedRows], x: torch.Tensor, output: torch.Tensor) -> None:
+        for rows in groups:
+            neck = self._stacks[rows.bucket].neck(site)
             if neck is not None:
-                group.add(output, neck.apply(group.read(x), group.places))
+                rows.add_neck(output, x, neck)

@@ -4,14 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+
+from graft_server.engine.torch.stack import NeckWeights, UpSite
 
 #: Adapter id, first row, end row.
 Run = tuple[int, int, int]
 
 #: Adapters share a product while padding at most doubles its rows, or while its rows are few anyway.
 _FEW_ROWS = 64
+
+
+class MixedRows(Protocol):
+    """Rows of a step whose adapters are in one stack, and how their products are computed.
+
+    ``x``, ``output``: ``[T, width]``, all rows of the step. What ``first`` returns has the columns of all modules that
+    read ``x``; ``second`` gets a module's own columns of it.
+    """
+
+    @property
+    def bucket(self) -> int: ...
+
+    def first(self, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        """First products; ``down``: ``[capacity, in, columns]``."""
+        ...
+
+    def second(self, output: torch.Tensor, hidden: torch.Tensor, up: UpSite, bias: torch.Tensor | None) -> None:
+        """Add the second products to ``output``, and apply DoRA's scale to everything but the bias."""
+        ...
+
+    def add_neck(self, output: torch.Tensor, x: torch.Tensor, neck: NeckWeights) -> None:
+        """Add what the rows' bottlenecks make of ``x``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +76,24 @@ class RowGroup:
         picked = rows[self.start : self.end] if self.gather is None else rows.index_select(0, self.gather)
         return picked.view(self.places.stop - self.places.start, self.n, -1)
 
-    def add_product(self, output: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-        """``output`` (``[T, width]``) plus ``left @ right`` (``[P, n, R] @ [P, R, width]``) at this group's rows."""
-        if self.real is None:
-            output[self.start : self.end].view(*left.shape[:2], -1).baddbmm_(left, right)
+    def first(self, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        """``[P, n, columns]``."""
+        return torch.bmm(self.read(x), down[self.places])
+
+    def second(self, output: torch.Tensor, hidden: torch.Tensor, up: UpSite, bias: torch.Tensor | None) -> None:
+        weight = up.weight[self.places]
+        if up.scale is not None:
+            scale = self.flat(up.scale[self.places].expand(-1, self.n, -1))
+            without = 0 if bias is None else bias
+            update = self.flat(torch.bmm(hidden, weight))
+            self.put(output, (self.take(output) - without + update) * scale + without)
+        elif self.real is None:
+            output[self.start : self.end].view(*hidden.shape[:2], -1).baddbmm_(hidden, weight)
         else:
-            self.add(output, torch.bmm(left, right))
+            self.add(output, torch.bmm(hidden, weight))
+
+    def add_neck(self, output: torch.Tensor, x: torch.Tensor, neck: NeckWeights) -> None:
+        self.add(output, neck.apply(self.read(x), self.places))
 
     def add(self, output: torch.Tensor, update: torch.Tensor) -> None:
         """``output`` (``[T, width]``) plus ``update`` (``[P, n, width]``) at this group's rows."""

@@ -3,6 +3,11 @@ positions and full or sliding-window attention."""
 
 from __future__ import annotations
 
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from typing import Any
 
 import torch
@@ -14,16 +19,21 @@ from graft_server.engine.base import EngineUnavailableError
 from graft_server.engine.torch.attention import NAME, KVCache, Step
 from graft_server.engine.torch.batch import Batch, build_batch
 from graft_server.engine.torch.block_pool import BlockPool
+from graft_server.engine.torch.decode_graphs import CudaGraphs, DecodeGraphs, Record
+from graft_server.engine.torch.indexed import Products, check_products, require_close
 from graft_server.engine.torch.mixer import Mixer
+from graft_server.engine.torch.rows import MixedRows
 from graft_server.engine.torch.sequence import BASE, Chunk, Sequence
 
 BLOCK_SIZE = 16
+
+logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
     """Owns the model, its KV cache and the mixed-adapter layers; one thread calls it."""
 
-    def __init__(self, model: PreTrainedModel, *, kv_cache_bytes: int) -> None:
+    def __init__(self, model: PreTrainedModel, *, kv_cache_bytes: int, cuda_graphs: bool = False) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
@@ -32,11 +42,22 @@ class ModelRunner:
         head = model.get_output_embeddings()
         assert isinstance(head, nn.Module)
         self.mixer = Mixer(model, blocks=transformer_blocks(model), head=head)
+        #: Replays decode steps, where that has been begun.
+        self.graphs: DecodeGraphs | None = None
         self._step = Step(KVCache(1, BLOCK_SIZE, self.dtype, self.device))
         bytes_per_token = self._try_out()
         blocks = max(2, kv_cache_bytes // (bytes_per_token * BLOCK_SIZE))
         self.pool = BlockPool(blocks, BLOCK_SIZE)
-        self._step.cache = KVCache(blocks, BLOCK_SIZE, self.dtype, self.device)
+        # One block more: recorded steps write their padding there.
+        self._step.cache = KVCache(blocks + 1, BLOCK_SIZE, self.dtype, self.device)
+        if cuda_graphs and self.device.type == "cuda":
+            self._try_graphs()
+
+    def replay_decoding(self, record: Record, products: Products) -> None:
+        """From now on record decode steps and replay them."""
+        self.graphs = DecodeGraphs(
+            self._mixed, self.mixer, products, record, scratch_block=self.pool.total, block_size=BLOCK_SIZE
+        )
 
     @torch.inference_mode()
     def forward(self, chunks: list[Chunk]) -> tuple[Batch, torch.Tensor]:
@@ -45,14 +66,8 @@ class ModelRunner:
         if not batch.wanted:
             self._decoder(batch)
             return batch, torch.empty(0, device=self.device)
-        output = self.model(
-            input_ids=batch.tokens,
-            position_ids=batch.positions,
-            use_cache=False,
-            logits_to_keep=batch.logit_rows,
-            graft_step=self._step,
-        )
-        return batch, output.logits[0]
+        replayed = None if self.graphs is None else self.graphs.logits(batch)
+        return batch, self._logits(batch) if replayed is None else replayed
 
     @torch.inference_mode()
     def hidden(self, chunks: list[Chunk]) -> torch.Tensor:
@@ -66,6 +81,23 @@ class ModelRunner:
         self._step.batch = batch
         self.mixer.begin(batch.adapters, batch.logit_adapters, self.device)
         return batch
+
+    def _mixed(self, batch: Batch, rows: Many[MixedRows]) -> torch.Tensor:
+        """The logits of a batch whose rows are mixed as given; all of them are wanted."""
+        self._step.batch = batch
+        self.mixer.begin_rows(rows, rows)
+        return self._logits(batch)
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        output = self.model(
+            input_ids=batch.tokens,
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=batch.logit_rows,
+            graft_step=self._step,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
 
     def _decoder(self, batch: Batch) -> Any:
         return self.model.get_decoder()(
@@ -92,7 +124,7 @@ class ModelRunner:
             stop_watching()
         scale = expected.float().abs().max()
         difference = (logits.float() - expected.float()).abs().max() / scale
-        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
+        tolerance = self._tolerance
         layers = int(self.model.config.get_text_config().num_hidden_layers)
         if self._step.cache.layers != layers or not difference < tolerance:
             raise EngineUnavailableError(
@@ -100,6 +132,45 @@ class ModelRunner:
                 f"{self._step.cache.layers} of {layers} layers use it, and logits differ by {difference:.3g}"
             )
         return self._step.cache.bytes_per_token
+
+    @property
+    def _tolerance(self) -> float:
+        """By how much logits may differ between two ways to compute them, as a part of the largest."""
+        return 1e-3 if self.dtype == torch.float32 else 0.1
+
+    @torch.inference_mode()
+    def _try_graphs(self) -> None:
+        """Replay decode steps from now on if that gives the same logits here and is faster."""
+        chunks = [Chunk(Sequence(f"try-out-{i}", BASE, [i + 1], blocks=[i]), 0, 1) for i in range(2)]
+        try:
+            from graft_server.engine.torch.triton_products import TritonProducts
+
+            _, expected = self.forward(chunks)
+            usual = _seconds(lambda: self.forward(chunks))
+            check_products(TritonProducts(), self.dtype, self.device, self._tolerance)
+            self.replay_decoding(CudaGraphs(), TritonProducts())
+            replayed = _seconds(lambda: self.forward(chunks))
+            _, logits = self.forward(chunks)
+            require_close(logits, expected, self._tolerance)
+        except Exception as error:  # whatever a driver, a compiler or a library has to say
+            self.graphs = None
+            logger.warning("decode steps are not replayed as CUDA graphs: %s", error)
+            return
+        if replayed >= usual:
+            self.graphs = None
+        logger.info("a decode step takes %.1f ms, %.1f ms replayed as a CUDA graph", 1e3 * usual, 1e3 * replayed)
+
+
+def _seconds(compute: Callable[[], object]) -> float:
+    """Of one call, the median of a few, on a CUDA device."""
+    times: list[float] = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        compute()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def _refuse_unservable(model: PreTrainedModel) -> None:

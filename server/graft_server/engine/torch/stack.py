@@ -81,6 +81,8 @@ class Stack:
         #: How many of the adapters here use a module, or have a bottleneck at a site.
         self._users: Counter[str | NeckSite] = Counter()
         self._held: dict[int, ResidentAdapter] = {}
+        #: Changes when a tensor moves or a module gets its first adapter: what was recorded of a step holds no longer.
+        self.version = 0
 
     def ensure(self, adapters: Mapping[int, ResidentAdapter]) -> None:
         """Have these adapters at positions. Others stay while there is room."""
@@ -92,7 +94,9 @@ class Stack:
             self._write(write.position, adapters[write.engine_id])
             if write.engine_id not in self._held:
                 self._held[write.engine_id] = adapters[write.engine_id]
-                self._users.update(_sites(adapters[write.engine_id]))
+                sites = _sites(adapters[write.engine_id])
+                self.version += any(self._users[site] == 0 for site in sites)
+                self._users.update(sites)
         for engine_id in [engine_id for engine_id in self._held if engine_id not in self.positions]:
             self._drop(engine_id)
 
@@ -141,6 +145,7 @@ class Stack:
     def _reserve(self, count: int) -> None:
         if count <= self._capacity:
             return
+        self.version += 1
         before, self._capacity = self._capacity, max(_LEAST_CAPACITY, 2 * self._capacity, count)
         for siblings, weight in self._downs.items():
             self._downs[siblings] = self._enlarged(weight, before)
@@ -181,6 +186,7 @@ class Stack:
         if name not in self._ups:
             self._ups[name] = UpSite(linear.up.new_zeros(self._capacity, *linear.up.shape))
         if linear.scale is not None and self._ups[name].scale is None:
+            self.version += 1
             self._ups[name].scale = linear.scale.new_ones(self._capacity, 1, len(linear.scale))
 
     def _make_neck(self, site: NeckSite, neck: ResidentBottleneck) -> None:
