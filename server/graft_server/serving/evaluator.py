@@ -152,12 +152,10 @@ class Evaluator:
         return answer.parsed.response
 
     async def _answer(self, plan: Plan, source: AdapterSource | None) -> Answer:
-        """One row's answer, once the caller's limits allow it. Where the queue is full it is asked again later, for a
-        job must not fail for that."""
+        """One row's answer; where the queue is full it is asked again later, for a job must not fail for that."""
         while True:
             try:
-                async with self._predictor.charged([plan], source=source, patient=True) as (charge,):
-                    return await self._predictor.answer(plan, _TERMS, source=source, observed=False, charge=charge)
+                return await self._predictor.answer(plan, _TERMS, source=source, observed=False)
             except ProblemError as error:
                 if error.code != "overloaded":
                     raise

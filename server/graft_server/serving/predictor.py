@@ -61,6 +61,11 @@ class Terms:
     deadline: float | None = None
     background: bool = False
 
+    @property
+    def patient(self) -> bool:
+        """Nobody waits for the answer, so that where a limit is reached the request waits instead of being refused."""
+        return self.background and self.deadline is None
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -231,7 +236,7 @@ class Predictor:
         An answer that the engine died in the middle of is begun anew, once: its caller has seen nothing of it.
         """
         if charge is None:
-            async with self.charged([plan], source=source) as (charge,):
+            async with self.charged([plan], source=source, patient=terms.patient) as (charge,):
                 return await self.answer(plan, terms, source=source, observed=observed, charge=charge)
         begun = False
         for last_try in (False, True):
@@ -284,7 +289,7 @@ class Predictor:
     ) -> AsyncGenerator[Piece | Answer]:
         if charge is None:
             async with (
-                self.charged([plan], source=source) as (own,),
+                self.charged([plan], source=source, patient=terms.patient) as (own,),
                 aclosing(self._stream(plan, terms, source, observed, tokens_per_delta, own)) as items,
             ):
                 async for item in items:
