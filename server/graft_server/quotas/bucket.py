@@ -14,6 +14,7 @@ back by themselves since, and lets more than a bucket through at once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -46,7 +47,8 @@ class Bucket:
     def wait(self, units: float, now: float) -> float:
         """Seconds until ``units`` fit in, if nothing settles and nothing else comes; 0 where they do now. Units beyond
         the limit never fit."""
-        return max(0.0, max(self._tat, now) + units * self._seconds - now - self.period)
+        over = max(self._tat, now) + units * self._seconds - now - self.period
+        return over if over > self._rounding(now) else 0.0
 
     def reserve(self, units: float, now: float) -> Reserved:
         """Take units out, whether they fit in or not: ask ``wait`` first. Settle them later, in any order."""
@@ -83,12 +85,16 @@ class Bucket:
 
     def remaining(self, now: float) -> int:
         """Whole units that fit in now."""
-        # Less what rounding may have taken from a unit that is there.
-        return int(max(0.0, self.period - max(0.0, self._tat - now)) / self._seconds + 1e-6)
+        room = max(0.0, self.period - max(0.0, self._tat - now))
+        return min(self.limit, int((room + self._rounding(now)) / self._seconds))
 
     def reset(self, now: float) -> float:
         """Seconds until the bucket is full, if nothing settles and nothing else comes."""
         return max(0.0, self._tat - now)
+
+    def _rounding(self, now: float) -> float:
+        """Seconds that sums of such times may be wrong by: a unit that is there must not be missed for them."""
+        return 1e-6 * self._seconds + 4 * math.ulp(now)
 
     def idle(self, now: float) -> bool:
         """Whether the bucket is as a new one."""

@@ -124,7 +124,7 @@ class Meter:
         for figure in ("requests", "tokens"):
             own = [bucket for rate, bucket in buckets if rate.figure == figure]
             if own:
-                tightest = min(own, key=lambda bucket: bucket.remaining(now))
+                tightest = min(own, key=lambda bucket: (bucket.remaining(now), bucket.limit))
                 headers[f"x-ratelimit-limit-{figure}"] = str(tightest.limit)
                 headers[f"x-ratelimit-remaining-{figure}"] = str(tightest.remaining(now))
                 headers[f"x-ratelimit-reset-{figure}"] = duration(tightest.reset(now))

@@ -11,12 +11,14 @@ import openai
 import pytest
 
 from graft_client.schemas.limits import Limits, LimitsChange
+from graft_server.access.scopes import NEEDS
 from graft_server.quotas.meter import duration
 from graft_server.services import Services
 from support.openai_sdk import openai_sdk
 from support.serving import engine_of, in_memory, make_services, ndjson, on_socket, publish
 
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "hello you"}], "max_tokens": 10}
+FIVE, SIX = LimitsChange(requests_per_minute=5), LimitsChange(requests_per_minute=6)
 ASK = {"adapter": "de", "text": "Turn off the lights", "sampling": {"max_tokens": 10}}
 
 
@@ -61,7 +63,7 @@ async def test_requests_a_minute_of_a_key(client: httpx.AsyncClient, services: S
 async def test_tokens_are_reserved_and_settle_for_what_was_used(
     client: httpx.AsyncClient, services: Services, admin: str
 ) -> None:
-    headers = key_with(services, tokens_per_minute=1000, tokens_per_day=100_000)
+    headers = key_with(services, tokens_per_day=1000, tokens_per_minute=100_000)
     engine = engine_of(services)
     engine.hold()
     body = {**CHAT, "max_tokens": 900}
@@ -69,13 +71,13 @@ async def test_tokens_are_reserved_and_settle_for_what_was_used(
     await engine.until(lambda engine: len(engine.running) == 1)
     refused = await client.post("/v1/chat/completions", json=body, headers=headers)
     assert refused.status_code == 429
-    assert "1000 tokens a minute" in refused.json()["error"]["message"]
+    assert "1000 tokens a day" in refused.json()["error"]["message"]
     assert left(refused, "tokens") < 100
     engine.release()
     answer = await asking
     used = answer.json()["usage"]["total_tokens"]
     assert used == 5
-    assert 1000 - used <= left(answer, "tokens") <= 1000 - used + 2
+    assert 1000 - used <= left(answer, "tokens") <= 1000 - used + 1
     assert answer.headers["x-ratelimit-limit-tokens"] == "1000"
 
 
@@ -155,7 +157,7 @@ async def test_the_settings_hold_where_a_key_says_nothing(tmp_path: Path) -> Non
 async def test_several_answers_are_one_request_and_share_their_prompt(
     client: httpx.AsyncClient, services: Services, admin: str
 ) -> None:
-    headers = key_with(services, requests_per_minute=10, tokens_per_minute=10_000)
+    headers = key_with(services, requests_per_minute=10, tokens_per_day=10_000)
     answer = await client.post("/v1/chat/completions", json={**CHAT, "n": 4}, headers=headers)
     used = answer.json()["usage"]["total_tokens"]
     assert used == 2 + 4 * 3
@@ -213,7 +215,7 @@ async def test_what_never_reached_the_engine_counts_nothing(
 
 
 async def test_embeddings_count(client: httpx.AsyncClient, services: Services, admin: str) -> None:
-    headers = key_with(services, requests_per_minute=2, tokens_per_minute=1000)
+    headers = key_with(services, requests_per_minute=2, tokens_per_day=1000)
     body = {"model": "base", "input": ["one two three", "four"]}
     answers = [await client.post("/v1/embeddings", json=body, headers=headers) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
@@ -306,6 +308,41 @@ async def test_the_sdk_waits_as_long_as_it_is_told(services: Services, admin: st
     assert answer.retries_taken == 1
     assert answer.parse().choices[0].message.content == "base: hello you"
     assert wait - 1.5 <= waited < wait + 5
+
+
+METERED = [route for route, need in NEEDS.items() if need.metered]
+
+
+@pytest.mark.parametrize("route", METERED)
+async def test_every_route_that_asks_a_model_tells_what_is_left(
+    client: httpx.AsyncClient, services: Services, admin: str, route: str
+) -> None:
+    method, path = route.split()
+    answer = await client.request(method, path, json={}, headers=key_with(services, requests_per_minute=9))
+    assert answer.status_code in (200, 400, 404, 422)
+    assert (answer.headers["x-ratelimit-limit-requests"], left(answer)) == ("9", 9)
+
+
+async def test_another_server_changes_a_limit(
+    client: httpx.AsyncClient, services: Services, admin: str, tmp_path: Path
+) -> None:
+    publish(services, tmp_path, "de")
+    headers = key_with(services, requests_per_minute=100)
+    first = await client.post("/api/predict", json=ASK, headers=headers)
+    assert first.headers["x-ratelimit-limit-requests"] == "100"
+    for change, limit in (
+        (lambda: services.registry.limit_key(headers["Authorization"].split("_")[1], SIX), "6"),
+        (lambda: services.registry.limit_adapter("de", FIVE), "5"),
+    ):
+        change()
+        await asyncio.sleep(0.6)
+        answer = await client.post("/api/predict", json=ASK, headers=headers)
+        assert answer.headers["x-ratelimit-limit-requests"] == limit
+    exported = services.registry.adapter("de")
+    services.registry.delete_adapter("de")
+    publish(services, tmp_path, "de")
+    # A new adapter of the old name has none of it.
+    assert (exported.limits, services.registry.adapter("de").limits) == (Limits(requests_per_minute=5), Limits())
 
 
 @pytest.mark.parametrize(
