@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from graft_client.errors import GraftError, UsageError
 from graft_client.schemas.keys import KeyCreate, NewKey
+from graft_client.schemas.limits import UNSET
 from graft_server.access.views import key_info
 from graft_server.config import load_database_url
 from graft_server.registry import Registry, RegistryError
@@ -38,7 +39,7 @@ def create_key(data_dir: Path, **fields: Any) -> NewKey:
                 adapters=body.adapters,
                 tenant=body.tenant,
                 expires_at=body.expires_at,
-                limits=body.limits,
+                limits=body.limits.applied(UNSET),
             )
         finally:
             registry.close()

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from graft_client.schemas.keys import AuditItem, KeyCreate, KeyInfo, NewKey
-from graft_client.schemas.limits import LimitsChange
+from graft_client.schemas.limits import UNSET, LimitsChange
 from graft_server.access.views import key_info
 from graft_server.api.deps import ServicesDep
 
@@ -25,7 +25,7 @@ async def create_key(body: KeyCreate, services: ServicesDep) -> NewKey:
         adapters=body.adapters,
         tenant=body.tenant,
         expires_at=body.expires_at,
-        limits=body.limits,
+        limits=body.limits.applied(UNSET),
     )
     services.keyring.changed()
     return NewKey(**key_info(record).model_dump(), key=secret)

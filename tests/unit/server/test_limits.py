@@ -129,6 +129,8 @@ async def test_limits_are_changed_for_a_running_server(
     changed = await client.post(path, json={"tokens_per_minute": 0}, headers=bearer(admin))
     assert changed.json()["limits"] == {"requests_per_minute": 5, "tokens_per_minute": 0, "tokens_per_day": None}
     assert (await client.post(path, json={"requests_per_minute": -1}, headers=bearer(admin))).status_code == 422
+    misspelt = {"name": "x", "scopes": ["query"], "limits": {"request_per_minute": 5}}
+    assert (await client.post("/api/keys", json=misspelt, headers=bearer(admin))).status_code == 422
     assert (await client.post("/api/keys/nobody/limits", json={}, headers=bearer(admin))).status_code == 404
     logged = (await client.get("/api/audit", params={"target": key_id}, headers=bearer(admin))).json()
     assert logged[0]["detail"] == {"limits": {"requests_per_minute": 5, "tokens_per_minute": 0}}
