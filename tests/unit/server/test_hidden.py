@@ -14,6 +14,7 @@ from sqlalchemy import event
 
 from graft_client.schemas.jobs import JobState
 from graft_client.schemas.limits import LimitsChange
+from graft_client.schemas.routes import RouteSpec, RouteTarget
 from graft_server.services import Services
 from support.serving import engine_of, in_memory, parts, publish
 
@@ -143,6 +144,22 @@ async def test_it_is_answered_as_what_never_was(
     assert "unknown" in answers[0][1] or "model_not_found" in answers[0][1]
     # As long as it takes to say so: what is not seen costs no query more.
     assert work[0] == work[1]
+
+
+async def test_what_is_in_the_way_of_a_change_is_not_named(
+    client: httpx.AsyncClient, services: Services, keys: dict[str, dict[str, str]], hidden: dict[str, str]
+) -> None:
+    spec = RouteSpec(targets=[RouteTarget(ref="acme.de@1", weight=100)])
+    services.registry.routes.set("secret-route", spec, who="root")
+    job = services.registry.create_job(
+        task="translation", adapter="secret", dataset=hidden["own_dataset"], method="lora", options={}
+    )
+    for path in ("/api/adapters/acme.de/versions/1", "/api/adapters/acme.de", f"/api/datasets/{hidden['own_dataset']}"):
+        refused = await client.delete(path, headers=keys["acme"])
+        assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+        assert not [each for each in ("secret", job.id) if each in refused.text]
+        told = await client.delete(path, headers=keys["admin"])
+        assert [each for each in ("secret-route", job.id) if each in told.text]
 
 
 async def test_lists_and_figures_hold_nothing_of_it(
