@@ -60,6 +60,17 @@ async def test_requests_a_minute_of_a_key(client: httpx.AsyncClient, services: S
     assert 'graft_rate_limited_total{figure="requests",owner="key"} 2.0' in figures
 
 
+async def test_a_stream_is_refused_before_it_begins(client: httpx.AsyncClient, services: Services, admin: str) -> None:
+    headers = key_with(services, requests_per_minute=1)
+    native = {"task": "chat", "text": "hi", "stream": True}
+    first = await client.post("/v1/chat/completions", json={**CHAT, "stream": True}, headers=headers)
+    assert (first.status_code, left(first)) == (200, 0)
+    for path, body in (("/v1/chat/completions", {**CHAT, "stream": True, "n": 2}), ("/api/predict", native)):
+        refused = await client.post(path, json=body, headers=headers)
+        assert refused.status_code == 429
+        assert 0 < int(refused.headers["Retry-After"]) <= 60
+
+
 async def test_tokens_are_reserved_and_settle_for_what_was_used(
     client: httpx.AsyncClient, services: Services, admin: str
 ) -> None:
