@@ -53,7 +53,7 @@ async def bulk_lines(
     predictor: Predictor, items: Sequence[PredictRequest], *, concurrency: int
 ) -> AsyncGenerator[BulkLine]:
     """A line an item as it finishes, with at most ``concurrency`` in flight; closing it aborts the rest. Where a limit
-    is reached, they go on at its pace."""
+    is reached they go on at its pace, unless that takes longer than an item's timeout."""
     # Bounded, so that a slow reader slows the work down instead of filling memory.
     lines: asyncio.Queue[BulkLine] = asyncio.Queue(concurrency)
     pending = iter(enumerate(items))
@@ -62,7 +62,8 @@ async def bulk_lines(
         for index, item in pending:
             try:
                 plan = await predictor.prepare(item)
-                async with predictor.charged([plan], patient=True) as (charge,):
+                async with predictor.charged([plan], patience=predictor.terms_of(item).timeout) as (charge,):
+                    # Its time begins when it is let in.
                     answer = await predictor.answer(plan, predictor.terms_of(item), charge=charge)
                 line = BulkLine(index=index, result=answer.document())
             except Exception as error:

@@ -75,11 +75,11 @@ class Meter:
 
     @asynccontextmanager
     async def charged(
-        self, adapter: str | None, charges: Sequence[Charge], *, patient: bool = False
+        self, adapter: str | None, charges: Sequence[Charge], *, patience: float = 0.0
     ) -> AsyncIterator[Sequence[Charge]]:
         """Count one request with these answers by ``adapter`` (``None`` is the base model), all of them or none. At the
         end it counts what the charges have recorded, and as no request where none of them entered the engine.
-        ``patient`` waits where a limit is reached, behind others of the same caller's request.
+        ``patience`` is in seconds: where a limit lets it in sooner it waits, behind others of the same HTTP request.
 
         Raises:
             ProblemError: ``rate-limited``, or ``beyond-limit`` where waiting does not help.
@@ -92,7 +92,9 @@ class Meter:
             account.adapters[adapter] = await self._limits_of(adapter)
         tokens = sum(charge.reserved for charge in charges)
         try:
-            holding = await self._reserve_patiently(account, tokens) if patient else self._reserve(account, tokens)
+            holding = (
+                await self._reserve_within(patience, account, tokens) if patience else self._reserve(account, tokens)
+            )
         except LimitError as error:
             self._refused.labels(error.owner.kind, error.rate.figure).inc()
             raise _problem(account, error) from error
@@ -105,13 +107,13 @@ class Meter:
     def _reserve(self, account: Account, tokens: int) -> Holding:
         return self._ledger.reserve(self._claims(account), requests=1, tokens=tokens, now=time.monotonic())
 
-    async def _reserve_patiently(self, account: Account, tokens: int) -> Holding:
+    async def _reserve_within(self, patience: float, account: Account, tokens: int) -> Holding:
         async with account.turn:
             while True:
                 try:
                     return self._reserve(account, tokens)
                 except LimitError as error:
-                    if error.retry_after is None:
+                    if error.retry_after is None or error.retry_after > patience:
                         raise
                     # What is in flight may settle for less and make room at any time.
                     await asyncio.sleep(min(error.retry_after, _LOOK))

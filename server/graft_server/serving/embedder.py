@@ -41,7 +41,7 @@ class Embedder:
         turn = self._turnstile.enter(None, cost, background=terms.background, deadline=terms.deadline)
         try:
             with nullcontext() if lease is None else lease.held():
-                async with self._meter.charged(None, [Charge(cost, 0)], patient=terms.patient) as (charge,), turn:
+                async with self._meter.charged(None, [Charge(cost, 0)], patience=terms.patience) as (charge,), turn:
                     charge.record(cost, 0)
                     embedded = await before(terms.deadline, self._engine.embed(texts))
                     charge.record(embedded.prompt_tokens, 0)

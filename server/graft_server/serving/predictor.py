@@ -62,9 +62,10 @@ class Terms:
     background: bool = False
 
     @property
-    def patient(self) -> bool:
-        """Nobody waits for the answer, so that where a limit is reached the request waits instead of being refused."""
-        return self.background and self.deadline is None
+    def patience(self) -> float:
+        """Seconds to wait where a limit is reached, instead of being refused: any time where nobody waits for the
+        answer."""
+        return math.inf if self.background and self.deadline is None else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +195,10 @@ class Predictor:
 
     @asynccontextmanager
     async def charged(
-        self, plans: Sequence[Plan], *, source: AdapterSource | None = None, patient: bool = False
+        self, plans: Sequence[Plan], *, source: AdapterSource | None = None, patience: float = 0.0
     ) -> AsyncIterator[Sequence[Charge]]:
-        """Count plans of one route as one request of the caller's: a charge for each of them. ``patient`` waits where a
-        limit is reached.
+        """Count plans of one route as one request of the caller's: a charge for each of them. It waits at a limit that
+        lets it in within ``patience`` seconds.
 
         Raises:
             ProblemError: ``rate-limited`` or ``beyond-limit``, and none of them may run; or ``unauthorized``, the
@@ -219,7 +220,7 @@ class Predictor:
         lease = current_lease.get()
         async with AsyncExitStack() as stack:
             with nullcontext() if lease is None else lease.held():
-                await stack.enter_async_context(self._meter.charged(adapter, charges, patient=patient))
+                await stack.enter_async_context(self._meter.charged(adapter, charges, patience=patience))
             yield charges
 
     async def answer(
@@ -236,7 +237,7 @@ class Predictor:
         An answer that the engine died in the middle of is begun anew, once: its caller has seen nothing of it.
         """
         if charge is None:
-            async with self.charged([plan], source=source, patient=terms.patient) as (charge,):
+            async with self.charged([plan], source=source, patience=terms.patience) as (charge,):
                 return await self.answer(plan, terms, source=source, observed=observed, charge=charge)
         begun = False
         for last_try in (False, True):
@@ -289,7 +290,7 @@ class Predictor:
     ) -> AsyncGenerator[Piece | Answer]:
         if charge is None:
             async with (
-                self.charged([plan], source=source, patient=terms.patient) as (own,),
+                self.charged([plan], source=source, patience=terms.patience) as (own,),
                 aclosing(self._stream(plan, terms, source, observed, tokens_per_delta, own)) as items,
             ):
                 async for item in items:

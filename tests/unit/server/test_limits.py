@@ -247,6 +247,11 @@ async def test_bulk_goes_on_at_the_pace_of_the_limit(
     assert all("result" in line for line in ndjson(answer.text))
     # 120 at once, and one each half second.
     assert asyncio.get_running_loop().time() - started > 1.4
+    # What would take longer than its timeout is told so, as by a limit of the day.
+    headers = key_with(services, tokens_per_day=20)
+    answer = await client.post("/api/predict/bulk", json={"items": [{**ASK, "timeout": 30}] * 3}, headers=headers)
+    codes = [line.get("problem", {}).get("code") for line in ndjson(answer.text)]
+    assert sorted(map(str, codes)) == ["None", "rate-limited", "rate-limited"]
     # A row that never fits does not wait for ever.
     headers = key_with(services, tokens_per_minute=500)
     items = [{**ASK, "sampling": {"max_tokens": 900}}, ASK]

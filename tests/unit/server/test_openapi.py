@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from graft_server.api.streaming import EVENTS
 from graft_server.app import create_app
 from graft_server.services import Services
 from support.scripted_server import scripted_server
@@ -50,11 +51,15 @@ def test_every_operation_keeps_its_schema(tmp_path: Path) -> None:
     assert "Traceback" not in log, log[log.index("Traceback") :][:5_000]
 
 
-def test_errors_are_told_in_the_shape_that_they_have(services: Services) -> None:
+def test_errors_and_streams_are_told_as_they_are(services: Services) -> None:
     document = create_app(services).openapi()
     native = document["paths"]["/api/adapters/{name}"]["get"]["responses"]
     openai = document["paths"]["/v1/models/{model}"]["get"]["responses"]
     assert set(native["default"]["content"]) == {"application/problem+json"}
     assert set(openai["default"]["content"]) == {"application/json"}
     assert not {"422"} & (set(native) | set(openai))
+    streamed = {
+        path for path, told in document["paths"].items() if EVENTS in str(told.get("post", {}).get("responses"))
+    }
+    assert streamed >= {"/api/predict", "/v1/chat/completions", "/v1/completions"}
     assert {"Problem", "OpenAIError"} <= set(document["components"]["schemas"])
