@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,13 +34,22 @@ class ScriptedServer(NamedTuple):
     log: Path
 
 
+def environment() -> dict[str, str]:
+    """For a process that imports what the tests do."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
 @contextmanager
 def scripted_server(folder: Path) -> Iterator[ScriptedServer]:
     """A running one, for the body of the ``with``."""
     log = folder / "server.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "support.scripted_server", folder], stdout=subprocess.PIPE, stderr=errors, text=True
+            [sys.executable, "-m", "support.scripted_server", folder],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment(),
         )
         try:
             assert process.stdout is not None

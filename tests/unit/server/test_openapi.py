@@ -15,7 +15,7 @@ import pytest
 from graft_server.api.streaming import EVENTS
 from graft_server.app import create_app
 from graft_server.services import Services
-from support.scripted_server import scripted_server
+from support.scripted_server import environment, scripted_server
 
 EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "4")
 CHECKS = (
@@ -40,7 +40,7 @@ def test_every_operation_keeps_its_schema(tmp_path: Path) -> None:
                 *("--exclude-path", NEEDS_WEIGHTS, "--request-timeout", "30", "--warnings", "off", "--no-color"),
             ],
             cwd=tmp_path,
-            env={**os.environ, "SCHEMATHESIS_HOOKS": "support.known_names", "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**environment(), "SCHEMATHESIS_HOOKS": "support.known_names"},
             capture_output=True,
             text=True,
             check=False,
