@@ -31,6 +31,11 @@ class Reserved:
         """The theoretical arrival time behind this request."""
         return max(tat + self.add, self.floor)
 
+    def then(self, later: Reserved) -> None:
+        """Take in a request that came right behind this one, where both are over."""
+        self.floor = max(self.floor + later.add, later.floor)
+        self.add += later.add
+
 
 class Bucket:
     """``limit`` units in ``period`` seconds. Times are seconds of any clock that does not go back."""
@@ -66,22 +71,21 @@ class Bucket:
         step.units, step.open = units, False
         step.add += change
         step.floor += change
-        self._tat = self._before
-        kept: list[Reserved] = []
-        for each in self._steps:
-            self._tat = each.after(self._tat)
-            if each.open:
-                kept.append(each)
-            elif not kept:
-                self._before = self._tat
-            elif kept[-1].open:
-                kept.append(each)
-            else:
-                # Two that are over are one: first the earlier, then the later.
-                last = kept[-1]
-                last.floor = max(last.floor + each.add, each.floor)
-                last.add += each.add
-        self._steps = kept
+        # What is over is one function with its neighbours that are, or a part of what came before all others.
+        steps, place = self._steps, self._steps.index(step)
+        if place + 1 < len(steps) and not steps[place + 1].open:
+            step.then(steps.pop(place + 1))
+        if place and not steps[place - 1].open:
+            steps[place - 1].then(steps.pop(place))
+        if not steps[0].open:
+            self._before = steps.pop(0).after(self._before)
+        # Written out, as there may be thousands: the same as ``after`` of each.
+        tat = self._before
+        for each in steps:
+            tat += each.add
+            if tat < each.floor:
+                tat = each.floor
+        self._tat = tat
 
     def remaining(self, now: float) -> int:
         """Whole units that fit in now."""
