@@ -40,11 +40,13 @@ class _Limit(click.ParamType[int]):
         return [CompletionItem(word) for word in _WORDS if word.startswith(incomplete)]
 
 
-_METAVAR = "N|unlimited|default"
+_OR = "a number, `unlimited`, or `default` (what the server is set to)."
 _OPTIONS = (
-    click.option("--requests-per-minute", type=_Limit(), metavar=_METAVAR, help="Requests to models in a minute."),
-    click.option("--tokens-per-minute", type=_Limit(), metavar=_METAVAR, help="Tokens in a minute, answers included."),
-    click.option("--tokens-per-day", type=_Limit(), metavar=_METAVAR, help="Tokens in a day, answers included."),
+    click.option(
+        "--requests-per-minute", type=_Limit(), metavar="LIMIT", help=f"Requests to models in a minute: {_OR}"
+    ),
+    click.option("--tokens-per-minute", type=_Limit(), metavar="LIMIT", help="Tokens in a minute, answers included."),
+    click.option("--tokens-per-day", type=_Limit(), metavar="LIMIT", help="Tokens in a day, answers included."),
 )
 
 
