@@ -40,11 +40,9 @@ class _Limit(click.ParamType[int]):
         return [CompletionItem(word) for word in _WORDS if word.startswith(incomplete)]
 
 
-_OR = "a number, `unlimited`, or `default` (what the server is set to)."
+_REQUESTS = "Requests to models in a minute: a number, `unlimited`, or `default` (what the server is set to)."
 _OPTIONS = (
-    click.option(
-        "--requests-per-minute", type=_Limit(), metavar="LIMIT", help=f"Requests to models in a minute: {_OR}"
-    ),
+    click.option("--requests-per-minute", type=_Limit(), metavar="LIMIT", help=_REQUESTS),
     click.option("--tokens-per-minute", type=_Limit(), metavar="LIMIT", help="Tokens in a minute, answers included."),
     click.option("--tokens-per-day", type=_Limit(), metavar="LIMIT", help="Tokens in a day, answers included."),
 )
