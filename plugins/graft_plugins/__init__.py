@@ -35,6 +35,7 @@ from graft_plugins.task import (
     Scores,
     Split,
     Task,
+    ToolCall,
     TrainingPair,
 )
 
@@ -71,6 +72,7 @@ __all__ = [
     "Scores",
     "Split",
     "Task",
+    "ToolCall",
     "TrainingPair",
     "UnknownNameError",
     "hookimpl",

@@ -48,4 +48,5 @@ def version_published(version: Mapping[str, Any]) -> None:
 
 @hookspec
 def request_served(request: Mapping[str, Any]) -> None:
-    """A request was answered: ``adapter``, ``task``, ``usage``, ``timings`` and ``error``; never its text."""
+    """A request was answered: ``adapter``, ``task`` (``embeddings`` where texts were embedded), ``usage``, ``timings``
+    and ``error``; never its text."""

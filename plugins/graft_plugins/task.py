@@ -26,22 +26,39 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Message(_Frozen):
-    """One turn of a conversation."""
+TokenId = Annotated[int, Field(ge=0)]
 
-    role: Literal["system", "user", "assistant"]
+
+class ToolCall(_Frozen):
+    """A call of a function that the model made; ``arguments`` is a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(_Frozen):
+    """One turn of a conversation. Where the base model knows tools, the assistant may have called some, and a turn of
+    the role ``tool`` has what came of one."""
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 class Prompt(_Frozen):
-    """What the model reads: messages for the base model's chat template, or text taken verbatim.
+    """What the model reads: messages for the base model's chat template, or text taken verbatim, or the base model's
+    tokens themselves.
 
-    Exactly one of the two is set. Give a short system message of your own: many chat templates otherwise add
+    Exactly one of the three is set. Give a short system message of your own: many chat templates otherwise add
     a long default one.
     """
 
     messages: tuple[Message, ...] = ()
     text: str | None = None
+    tokens: tuple[TokenId, ...] = ()
+    tools: tuple[dict[str, Any], ...] = Field((), description="Functions for the chat template, in OpenAI's shape.")
 
     @classmethod
     def chat(cls, user: str, *, system: str | None = None) -> Prompt:
@@ -57,7 +74,6 @@ class TrainingPair(_Frozen):
     target: str
 
 
-TokenId = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 
 

@@ -8,12 +8,13 @@ import shutil
 import socket
 import sys
 from contextlib import AsyncExitStack, closing
+from functools import partial
 
 from fastapi import FastAPI
 
 from graft_client.errors import GraftError
 from graft_client.schemas.adapters import VersionInfo
-from graft_client.schemas.jobs import JobInfo
+from graft_client.schemas.jobs import JobInfo, JobState
 from graft_plugins.manager import PluginHost
 from graft_server import base_model
 from graft_server.access.keyring import Keyring
@@ -38,7 +39,9 @@ from graft_server.api import (
     routes,
     tasks,
 )
-from graft_server.api.openai import chat, completions, embeddings, models
+from graft_server.api.openai import batches, chat, completions, embeddings, files, fine_tuning, models, responses
+from graft_server.api.openai.batch_calls import BatchCalls
+from graft_server.api.openai.file_rows import read_batch
 from graft_server.api.views import job_info, version_info
 from graft_server.config import Settings
 from graft_server.engine.base import Engine, EngineError
@@ -53,13 +56,15 @@ from graft_server.plugins import server_plugins
 from graft_server.progress import StartupProgress
 from graft_server.quotas.meter import Meter
 from graft_server.registry import Registry, RegistryError
-from graft_server.registry.records import VersionRecord
+from graft_server.registry.records import JobRecord, VersionRecord
 from graft_server.routing.auto.catalogue import FOLDER as PROFILES
 from graft_server.routing.auto.catalogue import ProfileCatalogue
 from graft_server.routing.auto.choice import AutoRouter
 from graft_server.routing.resolver import Resolver
 from graft_server.routing.states import StateCache
 from graft_server.services import UPLOADS, Services, base_name
+from graft_server.serving.batches import FOLDER as BATCHES
+from graft_server.serving.batches import BatchRunner
 from graft_server.serving.cleaner import Cleaner
 from graft_server.serving.embedder import Embedder
 from graft_server.serving.evaluator import Evaluator
@@ -68,9 +73,13 @@ from graft_server.serving.job_results import JobResults
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
 from graft_server.serving.shadows import FOLDER, Shadows
+from graft_server.serving.tuning_results import keep_figures
 from graft_server.training.runner import JobRunner
 
 log = logging.getLogger(__name__)
+
+#: Requests of batches in the engine at once at most: a batch needs no more to be fast.
+_MOST_PLACES = 64
 
 _ROUTERS = (
     health.router,
@@ -90,6 +99,10 @@ _ROUTERS = (
     chat.router,
     completions.router,
     embeddings.router,
+    responses.router,
+    files.router,
+    batches.router,
+    fine_tuning.router,
 )
 
 
@@ -140,7 +153,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         resolver=resolver,
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
-        embedder=Embedder(engine, turnstile, metrics, meter),
+        embedder=Embedder(engine, turnstile, metrics, observers, meter),
         pins=pins,
         profiles=profiles,
         guards=guards,
@@ -258,6 +271,11 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     await runner.start()
     stack.push_async_callback(runner.stop)
     services.jobs = runner
+    answering = batch_runner(services)
+    stack.push_async_callback(answering.stop)
+    # First, so that a batch that comes in meanwhile is in neither's blind spot.
+    services.batches = answering
+    await answering.start()
     progress.close()
     sys.stdout.write(f"Serving {base.name} at {url}\n")
     sys.stdout.flush()
@@ -274,6 +292,11 @@ def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
         # So that no request has to wait for its profile to be made.
         asyncio.get_running_loop().run_in_executor(None, services.profiles.refresh)
 
+    def finished(job: JobRecord) -> None:
+        tell("job_finished", job_info(job))
+        if job.state is JobState.succeeded:
+            asyncio.get_running_loop().run_in_executor(None, keep_figures, services.registry, job)
+
     return JobRunner(
         services.registry,
         services.host,
@@ -281,7 +304,19 @@ def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
         services.settings,
         evaluate=JobResults(services.host, services.evaluator).evaluate,
         on_published=published,
-        on_finished=lambda job: tell("job_finished", job_info(job)),
+        on_finished=finished,
+    )
+
+
+def batch_runner(services: Services) -> BatchRunner:
+    """What answers batches, over the same routes as everybody's requests."""
+    return BatchRunner(
+        services.registry,
+        services.keyring,
+        BatchCalls(services),
+        partial(read_batch, services.host),
+        services.settings.data_dir / BATCHES,
+        places=min(services.settings.max_sequences, _MOST_PLACES),
     )
 
 

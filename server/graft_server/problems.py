@@ -38,6 +38,9 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown-task": (404, "No such task"),
     "unknown-dataset": (404, "No such dataset"),
     "unknown-job": (404, "No such job"),
+    "unknown-file": (404, "No such file"),
+    "unknown-batch": (404, "No such batch"),
+    "unknown-response": (404, "No such response"),
     "unknown-key": (404, "No such key"),
     "method-not-allowed": (405, "The route does not take this method"),
     "conflict": (409, "In conflict with what exists"),
@@ -48,6 +51,9 @@ CODES: dict[str, tuple[int, str]] = {
     "body-too-large": (413, "The request body is too large"),
     "unsupported-media-type": (415, "The body has the wrong media type"),
     "invalid-request": (422, "The request is not valid"),
+    "previous-response-not-found": (422, "The response to go on from is not kept"),
+    "unknown-parameter": (422, "No such parameter"),
+    "unsupported-parameter": (422, "The parameter is not supported"),
     "invalid-name": (422, "The name is not valid"),
     "invalid-data": (422, "The data can't be used"),
     "invalid-option": (422, "An option is not valid"),
@@ -136,6 +142,9 @@ def as_problem(error: BaseException) -> ProblemError | None:
             retry = 2.0 if error.code in ("engine-unavailable", "engine-died") else None
             code = error.code if error.code in CODES else "engine-error"
             return ProblemError(code, str(error), retry_after=retry)
+        case UnicodeEncodeError():
+            # JSON can write half of a surrogate pair; no text that leaves this process can.
+            return ProblemError("invalid-request", "the request's text has half of a surrogate pair, no character")
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return ProblemError("storage-full", "the server's disk is full; free some space and try again")
         case _:

@@ -40,9 +40,19 @@ class JobQueue(Protocol):
         """Stop a running job's worker soon; a queued one never starts."""
 
 
+class BatchQueue(Protocol):
+    """The part of the batch runner that routes need."""
+
+    def begin(self, batch_id: str) -> None:
+        """Work on a new batch."""
+
+    def cancel(self, batch_id: str) -> None:
+        """Ask no more of its requests."""
+
+
 @dataclass
 class Services:
-    """One server's rooms. ``jobs`` is ``None`` until the engine knows the base model."""
+    """One server's rooms. ``jobs`` and ``batches`` are ``None`` until the engine knows the base model."""
 
     settings: Settings
     registry: Registry
@@ -64,6 +74,7 @@ class Services:
     observers: Observers
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     jobs: JobQueue | None = None
+    batches: BatchQueue | None = None
 
     @property
     def ready(self) -> bool:

@@ -39,6 +39,7 @@ BOUNDS: Mapping[str, Bound] = {
     "base_over_generate": at_least(1.0),
     "stream_over_generate": at_least(1.5),
     "http_over_engine": at_least(0.95),
+    "v1_over_engine": at_least(0.95),
     "slots64over8": at_least(0.7),
     "tpot_p99_while_loading": at_most(1.3),
     "ttft_disk_over_slot": at_most(2.0),

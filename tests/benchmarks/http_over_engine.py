@@ -7,7 +7,7 @@
 - ``stream``: the same, streamed in chunks of one token (``http_stream_over_engine``)
 
 Only one of them has work at a time. The client shares the machine's cores with the server, so that the two ratios
-include what the client costs; ``client_cpu_share`` is how much of one core that was.
+include what the client costs; ``http_client_cpu_share`` is how much of one core that was.
 
     PYTHONPATH=tests python tests/benchmarks/http_over_engine.py --base-model FOLDER
 """
@@ -27,6 +27,7 @@ from direct import DirectEngine
 from options import Samples, parser, turns
 from report import Figure, median, ratio, write_report
 
+from graft_client.bench.endpoints import ENDPOINTS
 from graft_client.bench.exchange import Exchange
 from graft_client.bench.records import Measurements
 from graft_client.bench.run import connections, requests_of
@@ -34,25 +35,26 @@ from graft_client.bench.settings import BenchSettings
 from graft_client.bench.workload import Planned
 from graft_server.base_model import BaseModel
 from graft_server.bench.random_adapters import locate
-from graft_server.engine.base import GenerateRequest, PromptInput, SamplingParams
+from graft_server.engine.base import ChatMessage, GenerateRequest, PromptInput, SamplingParams
 from support.processes import running
 
 PROMPT, NEW_TOKENS = 32, 64
 UNIT = "tokens/s"
 
 
-async def ask_whole(http: httpx.AsyncClient, requests: Sequence[Planned]) -> None:
+async def ask_whole(http: httpx.AsyncClient, requests: Sequence[Planned], settings: BenchSettings) -> None:
     """Sends all requests at once and waits for all answers, without streams."""
+    endpoint = ENDPOINTS[settings.endpoint]
 
     async def ask(request: Planned) -> None:
         body = {
             "model": request.model,
-            "prompt": request.prompt,
+            **endpoint.prompt(request.prompt),
             "max_tokens": request.output_tokens,
             "temperature": 0.0,
             "ignore_eos": True,
         }
-        answer = await http.post("/v1/completions", json=body)
+        answer = await http.post(endpoint.path, json=body)
         tokens = answer.raise_for_status().json()["usage"]["completion_tokens"]
         assert tokens == request.output_tokens, f"{tokens} tokens instead of {request.output_tokens}"
 
@@ -75,42 +77,51 @@ async def side(
 ) -> tuple[float, float]:
     """Tokens a second, and the share of that time in which this process was on a core."""
     requests = list(islice(requests_of(settings), settings.requests))
-    direct = [_direct(number, request) for number, request in enumerate(requests)]
+    direct = [_direct(number, request, settings) for number, request in enumerate(requests)]
     started, cpu = time.perf_counter(), time.process_time()
     match name:
         case "engine":
             engine.seconds(direct)
         case "http":
-            await ask_whole(http, requests)
+            await ask_whole(http, requests, settings)
         case "stream":
             await ask_streams(http, requests, settings)
     seconds = time.perf_counter() - started
     return sum(request.output_tokens for request in requests) / seconds, (time.process_time() - cpu) / seconds
 
 
-def _direct(number: int, request: Planned) -> GenerateRequest:
+def _direct(number: int, request: Planned, settings: BenchSettings) -> GenerateRequest:
     sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
-    return GenerateRequest(str(number), PromptInput(text=request.prompt), sampling)
+    chat = PromptInput(messages=(ChatMessage("user", request.prompt),))
+    prompt = chat if settings.endpoint == "chat" else PromptInput(text=request.prompt)
+    return GenerateRequest(str(number), prompt, sampling)
 
 
-async def compare(base: BaseModel, url: str, sequences: int, pairs: int) -> list[Figure]:
+async def compare(
+    base: BaseModel, url: str, sequences: int, pairs: int, *, name: str = "http", endpoint: str = "completions"
+) -> list[Figure]:
+    """The figures of one endpoint; ``name`` is what they begin with."""
     engine = DirectEngine(base)
     speeds, shares = Samples(), Samples()
     sizes = {"prompt": PROMPT, "output": NEW_TOKENS, "requests": sequences, "concurrency": sequences}
+
+    def settings(seed: int) -> BenchSettings:
+        return settings_of(url, ["base"], **sizes, endpoint=endpoint, seed=seed)
+
     async with connections(url, None, 600) as http:
-        for name in ("engine", "http", "stream"):
-            await side(name, engine, http, settings_of(url, ["base"], **sizes, seed=-1))
-        for pair, name in turns(pairs, ("http", "engine", "stream")):
+        for each in ("engine", "http", "stream"):
+            await side(each, engine, http, settings(-1))
+        for pair, each in turns(pairs, ("http", "engine", "stream")):
             # A prompt that the server has answered before would be found in its cache.
-            seed = 2 * pair + (name == "stream")
-            speed, share = await side(name, engine, http, settings_of(url, ["base"], **sizes, seed=seed))
-            speeds.add(name, speed, UNIT)
-            shares[name].append(share)
+            seed = 2 * pair + (each == "stream")
+            speed, share = await side(each, engine, http, settings(seed))
+            speeds.add(each, speed, UNIT)
+            shares[each].append(share)
     return [
-        ratio("http_over_engine", speeds["http"], speeds["engine"], "x"),
-        ratio("http_stream_over_engine", speeds["stream"], speeds["engine"], "x"),
-        median("client_cpu_share", shares["http"], "of a core"),
-        median("client_cpu_share_streaming", shares["stream"], "of a core"),
+        ratio(f"{name}_over_engine", speeds["http"], speeds["engine"], "x"),
+        ratio(f"{name}_stream_over_engine", speeds["stream"], speeds["engine"], "x"),
+        median(f"{name}_client_cpu_share", shares["http"], "of a core"),
+        median(f"{name}_client_cpu_share_streaming", shares["stream"], "of a core"),
     ]
 
 

@@ -28,6 +28,7 @@ BENCHMARKS = (
     "static_batch",
     "stream",
     "http_over_engine",
+    "v1_over_engine",
     "more_adapters_than_slots",
     "tpot_while_loading",
     "ttft_from_disk",

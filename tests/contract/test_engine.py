@@ -20,6 +20,7 @@ import pytest
 import pytest_asyncio
 
 from graft_server.base_model import BaseModel, resolve
+from graft_server.base_model.loading import load_tokenizer
 from graft_server.engine.base import (
     LOAD_SECONDS,
     AdapterLoadError,
@@ -36,6 +37,7 @@ from graft_server.engine.base import (
     SamplingParams,
     ScoreRequest,
     TokenLogprob,
+    ToolCall,
 )
 from graft_server.engine.messages import HEADER, EngineConfig
 from graft_server.engine.supervisor import SupervisedEngine
@@ -145,6 +147,31 @@ async def test_chat_messages_are_rendered(engine: SupervisedEngine) -> None:
     chat = PromptInput(messages=(ChatMessage("user", "Hi"),))
     deltas = [d async for d in engine.generate(GenerateRequest("chat", chat, SamplingParams(max_tokens=1)))]
     assert deltas[-1].prompt_tokens > len("Hi")
+
+
+async def test_a_prompt_can_be_tokens(engine: SupervisedEngine, base: BaseModel) -> None:
+    tokens = tuple(load_tokenizer(base)("Hello")["input_ids"])
+    sampling = SamplingParams(max_tokens=8, ignore_eos=True)
+    assert await text_of(engine, GenerateRequest("ids", PromptInput(tokens=tokens), sampling)) == await text_of(
+        engine, ask("text")
+    )
+    with pytest.raises(InvalidRequestError, match="`prompt` names the token 999999"):
+        await text_of(engine, GenerateRequest("odd", PromptInput(tokens=(1, 999999)), sampling))
+
+
+async def test_tools_and_calls_cross_to_the_template(engine: SupervisedEngine) -> None:
+    # The tiny model's template has no tools; the turns are there all the same.
+    assert engine.model.tool_syntax is None
+    call = ToolCall("call_1", "clock", '{"zone": "UTC"}')
+    turns = (
+        ChatMessage("user", "Hi"),
+        ChatMessage("assistant", "", (call,)),
+        ChatMessage("tool", "noon", tool_call_id="call_1"),
+    )
+    tool = '{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}'
+    request = GenerateRequest("tools", PromptInput(messages=turns, tools=(tool,)), SamplingParams(max_tokens=1))
+    deltas = [delta async for delta in engine.generate(request)]
+    assert deltas[-1].prompt_tokens > len("Hi") + len("noon")
 
 
 async def text_with(

@@ -32,6 +32,8 @@ FINGERPRINT = "f" * 64
 
 def last_words(prompt: PromptInput) -> str:
     """The text of a prompt that an answer is made of: the last message's, or the prompt's own."""
+    if prompt.tokens:
+        return " ".join(map(str, prompt.tokens))
     return prompt.text if prompt.text is not None else prompt.messages[-1].content
 
 
@@ -198,7 +200,7 @@ class ScriptedEngine:
             raise EngineUnavailableError(self.error or "the engine is not running")
         self.requests.append(request)
         texts = [message.content for message in request.prompt.messages] or [request.prompt.text or ""]
-        tokens = sum(len(text.split()) for text in texts)
+        tokens = len(request.prompt.tokens) or sum(len(text.split()) for text in texts)
         if tokens > self.context:
             raise PromptTooLongError(f"the prompt has {tokens} tokens, the context {self.context}")
         if request.adapter is not None and self.unloadable:

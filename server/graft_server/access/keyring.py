@@ -69,6 +69,21 @@ class Keyring:
             raise ProblemError("unauthorized", reason)
         return Principal.of(key)
 
+    async def holder(self, key_id: str | None) -> Principal:
+        """Who asked for something that is done later, by the id of their key; ``None`` is whoever asked without one.
+
+        Raises:
+            ProblemError: ``unauthorized``, the key has ended.
+        """
+        if key_id is None:
+            return LOCAL
+        key = await self._find(key_id)
+        if key is None:
+            raise ProblemError("unauthorized", "this is no key of this server")
+        if (reason := _over(key)) is not None:
+            raise ProblemError("unauthorized", reason)
+        return Principal.of(key)
+
     @contextmanager
     def lease(self, principal: Principal) -> Iterator[Lease | None]:
         """For as long as the request goes on, its key is looked at again and again."""

@@ -45,11 +45,13 @@ class Principal:
     def acting(self, lease: Lease | None) -> Iterator[None]:
         """Everything within is done by, and seen as by, this principal, for as long as ``lease`` holds."""
         by, seen, held = actor.set(self.name), visible.set(self.view), current_lease.set(lease)
+        holding = current_key.set(self.key.id if self.key is not None else None)
         counted = current_account.set(self.account())
         try:
             yield
         finally:
             current_account.reset(counted)
+            current_key.reset(holding)
             current_lease.reset(held)
             visible.reset(seen)
             actor.reset(by)
@@ -62,3 +64,5 @@ ANYONE = Principal("anyone", frozenset(SCOPES) - {"admin"})
 
 #: Whether the running request may still go on.
 current_lease: ContextVar[Lease | None] = ContextVar("graft_lease", default=None)
+#: The id of the key that the running request came with.
+current_key: ContextVar[str | None] = ContextVar("graft_key", default=None)

@@ -29,6 +29,8 @@ _PUBLIC = Need(frozenset(), public=True)
 _ANY = Need(frozenset(SCOPES))
 _QUERY = Need(frozenset({"query"}))
 _TRAIN = Need(frozenset({"train"}))
+#: Files are for both.
+_USE = Need(frozenset({"query", "train"}))
 _MANAGE = Need(frozenset({"manage"}))
 _ADMIN = Need(frozenset({"admin"}), whole=True)
 
@@ -89,9 +91,31 @@ NEEDS: dict[str, Need] = {
     "POST /api/evaluations": _QUERY,
     "GET /v1/models": _ANY,
     "GET /v1/models/{model:path}": _ANY,
+    "DELETE /v1/models/{model:path}": _MANAGE,
     "POST /v1/chat/completions": _QUERY,
     "POST /v1/completions": _QUERY,
     "POST /v1/embeddings": _QUERY,
+    "POST /v1/responses": _QUERY,
+    "GET /v1/responses/{response_id}": _QUERY,
+    "GET /v1/responses/{response_id}/input_items": _QUERY,
+    "DELETE /v1/responses/{response_id}": _QUERY,
+    "POST /v1/files": _USE,
+    "GET /v1/files": _ANY,
+    "GET /v1/files/{file_id}": _ANY,
+    "GET /v1/files/{file_id}/content": _ANY,
+    "DELETE /v1/files/{file_id}": _USE,
+    "POST /v1/fine_tuning/jobs": _TRAIN,
+    "GET /v1/fine_tuning/jobs": _ANY,
+    "GET /v1/fine_tuning/jobs/{job_id}": _ANY,
+    "POST /v1/fine_tuning/jobs/{job_id}/cancel": _TRAIN,
+    "POST /v1/fine_tuning/jobs/{job_id}/pause": _TRAIN,
+    "POST /v1/fine_tuning/jobs/{job_id}/resume": _TRAIN,
+    "GET /v1/fine_tuning/jobs/{job_id}/events": _ANY,
+    "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": _ANY,
+    "POST /v1/batches": _QUERY,
+    "GET /v1/batches": _ANY,
+    "GET /v1/batches/{batch_id}": _ANY,
+    "POST /v1/batches/{batch_id}/cancel": _QUERY,
     "GET /api/keys": _ADMIN,
     "POST /api/keys": _ADMIN,
     "DELETE /api/keys/{key_id}": _ADMIN,

@@ -10,11 +10,11 @@ from fastapi import APIRouter, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
 
 from graft_client.schemas.adapters import AdapterInfo, VersionInfo
-from graft_client.schemas.jobs import JobState
 from graft_client.schemas.limits import LimitsChange
 from graft_server.api.adapter_folder import check_file_name, read_adapter_folder
 from graft_server.api.archives import archive_response, pack
 from graft_server.api.deps import ServicesDep, require_engine
+from graft_server.api.removal import remove_adapter, remove_version
 from graft_server.api.uploads import staged
 from graft_server.api.views import adapter_info, version_info
 from graft_server.engine.base import AdapterLoadError
@@ -62,13 +62,7 @@ async def show_adapter(name: str, services: ServicesDep) -> AdapterInfo:
 @router.delete("/{name}", status_code=204)
 async def delete_adapter(name: str, services: ServicesDep) -> Response:
     """Delete an adapter with all its versions."""
-    versions = (await asyncio.to_thread(services.registry.adapter, name)).versions
-    await asyncio.to_thread(_refuse_while_training, services, name)
-    for version in versions:
-        services.cleaner.refuse_in_flight(version)
-    await asyncio.to_thread(services.registry.delete_adapter, name)
-    for version in versions:
-        await services.pins.forget(version)
+    await remove_adapter(services, name)
     return Response(status_code=204)
 
 
@@ -89,11 +83,7 @@ async def show_version(name: str, which: str, services: ServicesDep) -> VersionI
 @router.delete("/{name}/versions/{number}", status_code=204)
 async def delete_version(name: str, number: int, services: ServicesDep) -> Response:
     """Delete one version of an adapter."""
-    version = await asyncio.to_thread(services.registry.version, name, number)
-    await asyncio.to_thread(_refuse_while_training, services, name)
-    services.cleaner.refuse_in_flight(version)
-    await asyncio.to_thread(services.registry.delete_version, name, number)
-    await services.pins.forget(version)
+    await remove_version(services, name, number)
     return Response(status_code=204)
 
 
@@ -187,11 +177,3 @@ async def publish_folder(services: Services, name: str, folder: Path, lineage: L
     info = version_info(await asyncio.to_thread(services.registry.publish, name, folder, lineage))
     services.observers.tell("version_published", info.model_dump(mode="json"))
     return info
-
-
-def _refuse_while_training(services: Services, name: str) -> None:
-    for state in (JobState.queued, JobState.running, JobState.evaluating):
-        for job in services.registry.jobs(state=state, limit=1000):
-            if job.adapter == name:
-                detail = f"job {job.id} is still training {name!r}; cancel it or wait for it"
-                raise ProblemError("conflict", detail)

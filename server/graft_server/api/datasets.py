@@ -16,6 +16,7 @@ from graft_server.api.deps import ServicesDep
 from graft_server.api.uploads import staged
 from graft_server.api.views import dataset_info
 from graft_server.problems import ProblemError
+from graft_server.registry.records import DatasetRecord
 from graft_server.services import Services
 from graft_server.training.options import TrainingOptions
 
@@ -36,17 +37,7 @@ async def create_dataset(
     """Validate and store a dataset. Bad rows refuse it, unless ``skip_bad`` leaves them out."""
     services.host.task(task)
     async with staged(files, services.uploads) as paths:
-        loaded = await asyncio.to_thread(_load, services, task, paths, format_name)
-        _refuse_bad(loaded, skip_bad)
-        record = await asyncio.to_thread(
-            services.registry.add_dataset,
-            task=task,
-            format=loaded.format or "",
-            rows=len(loaded.examples),
-            bad_rows=len(loaded.errors),
-            folder=paths[0].parent,
-            order=[path.name for path in paths],
-        )
+        record = await asyncio.to_thread(store_dataset, services, task, paths, format_name, skip_bad=skip_bad)
     return dataset_info(record)
 
 
@@ -82,6 +73,27 @@ async def delete_dataset(dataset_id: str, services: ServicesDep) -> Response:
     """Delete a dataset that no unfinished job uses."""
     await asyncio.to_thread(services.registry.delete_dataset, dataset_id)
     return Response(status_code=204)
+
+
+def store_dataset(
+    services: Services, task: str, paths: Sequence[Path], format_name: str | None, *, skip_bad: bool = False
+) -> DatasetRecord:
+    """Validate and store the files, which are all that is in their folder. Blocking.
+
+    Raises:
+        ProblemError: ``invalid-data``, for bad rows that are not to be skipped.
+        UnknownNameError: there is no such task or format.
+    """
+    loaded = _load(services, task, paths, format_name)
+    _refuse_bad(loaded, skip_bad)
+    return services.registry.add_dataset(
+        task=task,
+        format=loaded.format or "",
+        rows=len(loaded.examples),
+        bad_rows=len(loaded.errors),
+        folder=paths[0].parent,
+        order=[path.name for path in paths],
+    )
 
 
 def _load(services: Services, task: str, files: Sequence[Path], format_name: str | None) -> LoadedDataset:

@@ -165,19 +165,40 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     if wants_json and not (media_type == "application/json" or media_type.endswith("+json")):
         detail = f"send the body as JSON with `Content-Type: application/json`, not {media_type or 'without a type'}"
         return problem_response(ProblemError("unsupported-media-type", detail), openai=openai)
+    return problem_response(validation_problem(items, openai=openai), openai=openai)
+
+
+def validation_problem(items: Sequence[Any], *, openai: bool) -> ProblemError:
+    """The problem of a document that is no request; ``items`` are pydantic's errors."""
     errors = [FieldError(place=_place(item["loc"]), message=_message(item)) for item in items]
+    if openai and (refused := _refused_parameter(items)) is not None:
+        return refused
     first = errors[0]
     detail = f"{first.place}: {first.message}"
     if len(errors) > 1:
         detail += f" (and {len(errors) - 1} more)"
     param = first.place if openai else None
-    return problem_response(ProblemError("invalid-request", detail, errors=errors, param=param), openai=openai)
+    return ProblemError("invalid-request", detail, errors=errors, param=param)
+
+
+def _refused_parameter(items: Sequence[Any]) -> ProblemError | None:
+    """A parameter that OpenAI's service does not know, in its words, or one that only it can do something with."""
+    for item in items:
+        place = _place(item["loc"])
+        match item["type"]:
+            case "extra_forbidden":
+                detail = f"Unrecognized request argument supplied: {place}"
+                return ProblemError("unknown-parameter", detail, param=place)
+            case "none_required":
+                detail = f"Unsupported parameter: '{place}' is not supported with this model; leave it out"
+                return ProblemError("unsupported-parameter", detail, param=place)
+    return None
 
 
 def _place(loc: Sequence[Any]) -> str:
     """The field's path without the part of the request it is in, which the route makes plain."""
     path = loc[1:] if len(loc) > 1 and loc[0] in ("body", "query", "path", "header") else loc
-    return ".".join(map(str, path))
+    return ".".join(map(str, path)).encode(errors="replace").decode()
 
 
 def _message(item: Any) -> str:

@@ -14,6 +14,8 @@ from fastapi import UploadFile
 from graft_server.problems import ProblemError
 
 _CHUNK = 1 << 20
+#: Of file names, in bytes; file systems end at 255, and some names get an ending.
+_LONGEST_NAME = 200
 
 
 @asynccontextmanager
@@ -54,6 +56,8 @@ def _safe_name(name: str | None) -> str:
         raise ProblemError("invalid-request", "files: a part has no file name")
     if "/" in name or "\\" in name or "\0" in name or name in (".", "..") or PurePosixPath(name).name != name:
         raise ProblemError("invalid-request", f"files: {name!r} is a path; send a plain file name")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ProblemError("invalid-request", f"files: a name of more than {_LONGEST_NAME} bytes can't be stored")
     return name
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +12,19 @@ if TYPE_CHECKING:
 
 #: End-of-turn tokens of common chat templates, for models whose configuration names only the end of the text.
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eot|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>")
+
+
+class Call(Protocol):
+    """A tool call; ``arguments`` is a JSON object as text."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def arguments(self) -> str: ...
 
 
 class Turn(Protocol):
@@ -22,15 +36,26 @@ class Turn(Protocol):
     @property
     def content(self) -> str: ...
 
+    @property
+    def tool_calls(self) -> Sequence[Call]: ...
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn], text: str | None) -> list[int]:
+    @property
+    def tool_call_id(self) -> str | None: ...
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Turn],
+    text: str | None,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> list[int]:
     """Token ids of a prompt, ready for the model to answer.
 
-    Messages go through the tokenizer's chat template, up to the opening of the assistant's turn. A template
-    without a system role gets the system text at the head of the first user turn. Without a chat template each
-    turn is written as ``Role:``, a newline, its content and an empty line, and the prompt ends with
-    ``Assistant:`` and a newline. ``text`` is taken verbatim, behind a beginning-of-text token if the tokenizer
-    adds one.
+    Messages go through the tokenizer's chat template, up to the opening of the assistant's turn. A template without a
+    system role gets the system text at the head of the first user turn. Without a chat template each turn is written as
+    ``Role:``, a newline, its content and an empty line, and the prompt ends with ``Assistant:`` and a newline.
+    ``tools`` are for a template that knows them. ``text`` is taken verbatim, behind a beginning-of-text token if the
+    tokenizer adds one.
 
     Raises:
         ValueError: both or neither of ``messages`` and ``text`` are given.
@@ -39,11 +64,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn], 
         raise ValueError("a prompt is either messages or text")
     if text is not None:
         return _encode_verbatim(tokenizer, text)
-    turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+    turns = [_document(turn) for turn in messages]
     if not tokenizer.chat_template:
         return _encode_verbatim(tokenizer, _plain_layout(turns))
     # The template writes its own special tokens.
-    return list(tokenizer(_render(tokenizer, turns), add_special_tokens=False)["input_ids"])
+    return list(tokenizer(_render(tokenizer, turns, tools), add_special_tokens=False)["input_ids"])
 
 
 def encode_target(tokenizer: PreTrainedTokenizerBase, target: str, *, ending: str | None = None) -> list[int]:
@@ -78,25 +103,43 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((int(token) for token in behind if token in special), eos)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+def _document(turn: Turn) -> dict[str, Any]:
+    """A turn as chat templates expect it."""
+    document: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.tool_calls:
+        document["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+            }
+            for call in turn.tool_calls
+        ]
+    if turn.tool_call_id is not None:
+        document["tool_call_id"] = turn.tool_call_id
+    return document
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
     from jinja2 import TemplateError
 
     system = turns[0]["content"].strip() if turns[0]["role"] == "system" else ""
     try:
-        rendered = _apply(tokenizer, turns)
+        rendered = _apply(tokenizer, turns, tools)
     except TemplateError:
         if not system:
             raise
-        return _apply(tokenizer, _fold_system(turns))
+        return _apply(tokenizer, _fold_system(turns), tools)
     # Some templates drop a system turn instead of refusing it.
-    return rendered if system in rendered else _apply(tokenizer, _fold_system(turns))
+    return rendered if system in rendered else _apply(tokenizer, _fold_system(turns), tools)
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+    told = [dict(tool) for tool in tools] or None
+    return str(tokenizer.apply_chat_template(turns, tools=told, tokenize=False, add_generation_prompt=True))
 
 
-def _fold_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+def _fold_system(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     system, *rest = turns
     if rest and rest[0]["role"] == "user":
         content = f"{system['content']}\n\n{rest[0]['content']}"
@@ -104,7 +147,7 @@ def _fold_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{"role": "user", "content": system["content"]}, *rest]
 
 
-def _plain_layout(turns: list[dict[str, str]]) -> str:
+def _plain_layout(turns: list[dict[str, Any]]) -> str:
     written = "".join(f"{turn['role'].capitalize()}:\n{turn['content']}\n\n" for turn in turns)
     return f"{written}Assistant:\n"
 

@@ -29,16 +29,31 @@ class AdapterSource(msgspec.Struct, frozen=True):
     digest: str = ""
 
 
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that the assistant made; ``arguments`` is a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class ChatMessage(msgspec.Struct, frozen=True):
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 class PromptInput(msgspec.Struct, frozen=True):
-    """Messages for the base model's chat template, or text taken verbatim."""
+    """Messages for the base model's chat template, or text taken verbatim, or the base model's tokens.
+
+    ``tools`` are functions for the template to tell of, each as the text of a JSON object in OpenAI's shape.
+    """
 
     messages: tuple[ChatMessage, ...] = ()
     text: str | None = None
+    tokens: tuple[int, ...] = ()
+    tools: tuple[str, ...] = ()
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
@@ -169,8 +184,18 @@ class Capabilities(msgspec.Struct, frozen=True):
     otherwise: str = ""
 
 
+class ToolSyntax(msgspec.Struct, frozen=True):
+    """How the base model writes a call: a JSON object with ``name`` and ``arguments`` (which is the key of these),
+    between two marks, which may be empty."""
+
+    opening: str
+    closing: str
+    arguments: str
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
-    """The base model, as the engine loaded it. ``fingerprint`` is sha256 over its configuration and weights."""
+    """The base model, as the engine loaded it. ``fingerprint`` is sha256 over its configuration and weights;
+    ``tool_syntax`` is ``None`` where its chat template has no tools."""
 
     name: str
     fingerprint: str
@@ -178,6 +203,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     architecture: str
     context_length: int
     parameters: int
+    tool_syntax: ToolSyntax | None = None
 
 
 #: Upper bounds in seconds of the histogram of adapter loads.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -32,10 +33,16 @@ class Inputs:
         """Its tokens.
 
         Raises:
-            InvalidRequestError: the chat template refuses it, or nothing is left of it.
+            InvalidRequestError: the chat template refuses it, nothing is left of it, or a token is none of the base
+                model's.
         """
+        if prompt.tokens:
+            self._check_tokens("prompt", prompt.tokens)
+            return list(prompt.tokens)
         try:
-            tokens = encode_prompt(self._tokenizer, prompt.messages, prompt.text)
+            tokens = encode_prompt(
+                self._tokenizer, prompt.messages, prompt.text, [json.loads(tool) for tool in prompt.tools]
+            )
         except Exception as error:  # a chat template is a program of the model's authors
             raise InvalidRequestError(f"the base model's chat template refuses the messages: {error}") from error
         if not tokens:

@@ -101,6 +101,7 @@ def start_engine(config: messages.EngineConfig, outbox: Outbox) -> Any:
     from graft_plugins.manager import PluginHost
     from graft_server.base_model import resolve
     from graft_server.base_model.device import choose_device
+    from graft_server.base_model.tool_syntax import tool_syntax
     from graft_server.engine.vllm.versions import check_version, default_engine
     from graft_server.plugins import server_plugins
 
@@ -129,6 +130,7 @@ def start_engine(config: messages.EngineConfig, outbox: Outbox) -> Any:
         architecture=base.architecture,
         context_length=base.context_length,
         parameters=base.parameters,
+        tool_syntax=tool_syntax(engine.tokenizer),
     )
     outbox.send(messages.Ready(model, engine.capabilities))
     return engine

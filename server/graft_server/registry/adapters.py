@@ -146,12 +146,14 @@ def list_adapters(session: Session, task: str | None) -> list[Adapter]:
 
 
 def latest_for_task(session: Session, task: str) -> Version | None:
-    return session.scalar(_WHOLE_VERSIONS.where(Version.task == task).order_by(Version.engine_id.desc()).limit(1))
+    """Of those that a training came out with: its checkpoints answer who names them."""
+    query = _WHOLE_VERSIONS.where(Version.task == task, Version.step.is_(None))
+    return session.scalar(query.order_by(Version.engine_id.desc()).limit(1))
 
 
 def list_trained(session: Session, after: int) -> list[Version]:
-    """Those with a dataset, in the order in which they were published."""
-    query = _WHOLE_VERSIONS.where(Version.engine_id > after, Version.dataset.is_not(None))
+    """Those with a dataset that are no checkpoints, in the order in which they were published."""
+    query = _WHOLE_VERSIONS.where(Version.engine_id > after, Version.dataset.is_not(None), Version.step.is_(None))
     return list(session.scalars(query.order_by(Version.engine_id)))
 
 

@@ -17,7 +17,7 @@ from graft_server.registry.visibility import actor
 #: Books of the registry itself, and what is a history already.
 _NOT_LOGGED = (Artefact, AuditEntry, Counter, Event, Setting)
 #: What changes all the time while nobody does anything, and what nobody should read.
-_LEFT_OUT = frozenset({"progress", "last_event", "attempts", "files", "digest", "evaluation", "train_tokens"})
+_LEFT_OUT = frozenset({"data", "progress", "last_event", "attempts", "files", "digest", "evaluation", "train_tokens"})
 _COUNTER = "audit"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobState
@@ -87,7 +87,8 @@ def remove(session: Session, identity: str) -> None:
     ConflictError: a job that is not finished uses it.
     """
     dataset = find(session, identity)
-    users = select(Job.id).where(Job.dataset == identity, Job.state.in_(_UNFINISHED)).limit(1)
+    uses = or_(Job.dataset == identity, Job.options["validation_dataset"].as_string() == identity)
+    users = select(Job.id).where(uses, Job.state.in_(_UNFINISHED)).limit(1)
     # Also by one that the caller may not see, and is not told of.
     if session.scalar(users.execution_options(**{EVERYTHING: True})) is not None:
         seen = session.scalar(users)

@@ -201,6 +201,17 @@ def events(session: Session, job: Job, after: int, limit: int) -> list[Event]:
     return list(session.scalars(query))
 
 
+def recent_events(
+    session: Session, job: Job, before: int | None, limit: int | None, kind: EventKind | None
+) -> list[Event]:
+    query = select(Event).where(Event.job == job.id).order_by(Event.seq.desc()).limit(limit)
+    if before is not None:
+        query = query.where(Event.seq < before)
+    if kind is not None:
+        query = query.where(Event.kind == kind)
+    return list(session.scalars(query))
+
+
 def count_by_state(session: Session) -> dict[str, int]:
     """Every state, also those that no job is in."""
     counted = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())

@@ -105,6 +105,8 @@ class Version(Table):
     plugin_version: Mapped[str | None] = mapped_column(Text)
     dataset: Mapped[str | None] = mapped_column(String(64))
     job: Mapped[str | None] = mapped_column(String(64))
+    #: Of a checkpoint: the training step after which it was taken.
+    step: Mapped[int | None] = mapped_column(BigInteger)
     seed: Mapped[int | None] = mapped_column(BigInteger)
     options: Mapped[dict[str, Any]]
     train_rows: Mapped[int | None] = mapped_column(BigInteger)
@@ -236,6 +238,20 @@ class Event(Table):
     seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     time: Mapped[datetime]
     kind: Mapped[str] = mapped_column(String(16))
+    data: Mapped[dict[str, Any]]
+
+
+class Document(Table):
+    """Something that a caller has the server keep; ``number`` orders them by creation."""
+
+    __tablename__ = "documents"
+    __table_args__ = (Index("ix_documents_kind_number", "kind", "number"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    number: Mapped[int] = mapped_column(BigInteger, unique=True)
+    created_at: Mapped[datetime]
+    owner: Mapped[str | None] = mapped_column(String(64))
     data: Mapped[dict[str, Any]]
 
 

@@ -27,6 +27,8 @@ class Lineage:
     plugin_version: str | None = None
     dataset: str | None = None
     job: str | None = None
+    step: int | None = None
+    """Of a checkpoint: the training step after which it was taken."""
     seed: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     train_rows: int | None = None

@@ -18,12 +18,14 @@ from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
 from graft_client.schemas.limits import UNSET, Limits, LimitsChange
-from graft_server.registry import adapters, audit, datasets, jobs, keys, limits
+from graft_server.registry import adapters, audit, datasets, documents, jobs, keys, limits
 from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import Database
+from graft_server.registry.documents import Documents
 from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
 from graft_server.registry.jobs import EventKind
+from graft_server.registry.kept_files import KeptFiles
 from graft_server.registry.models import Adapter, Artefact, Dataset, Job, RouteRow, Setting, Version
 from graft_server.registry.records import (
     AdapterRecord,
@@ -54,6 +56,9 @@ class Registry:
     def __init__(self, database: Database, store: ArtefactStore) -> None:
         self._database = database
         self._store = store
+        #: What callers have the server keep.
+        self.documents = Documents(database)
+        self.kept_files = KeptFiles(store.root / "files", self.documents)
         self.aliases = Aliases(database, store)
         self.routes = Routes(database, store)
 
@@ -82,6 +87,7 @@ class Registry:
                     )
                 database.migrate()
             registry.collect_garbage()
+            registry.kept_files.sweep()
         except BaseException:
             database.close()
             raise
@@ -352,8 +358,17 @@ class Registry:
 
     # Jobs
 
-    def create_job(self, *, task: str, adapter: str, dataset: str, method: str, options: dict[str, Any]) -> JobRecord:
-        """Queue a job and make its folder.
+    def create_job(
+        self,
+        *,
+        task: str,
+        adapter: str,
+        dataset: str,
+        method: str,
+        options: dict[str, Any],
+        request: dict[str, Any] | None = None,
+    ) -> JobRecord:
+        """Queue a job and make its folder; with it comes a document of what was asked for, ``request``.
 
         Raises:
             InvalidNameError: no adapter can be called so.
@@ -363,6 +378,8 @@ class Registry:
         with self._store.lock(), self._database.write() as session:
             row = jobs.create(session, task=task, adapter=adapter, dataset=dataset, method=method, options=options)
             job = jobs.record(row, self._store)
+            if request is not None:
+                documents.insert(session, "fine-tuning", request, identity=documents.job_document(job.id))
             with storage_errors(self._store.root):
                 job.folder.mkdir()
             return job
@@ -453,6 +470,18 @@ class Registry:
         """
         with self._job(job_id) as (session, row):
             return jobs.event_record(jobs.append_event(session, row, kind, data))
+
+    def recent_events(
+        self, job_id: str, *, before: int | None = None, limit: int | None = None, kind: EventKind | None = None
+    ) -> list[JobEvent]:
+        """The newest entries of a job's history first: before one, and of one kind, where they are named.
+
+        Raises:
+            UnknownError: there is no such job.
+        """
+        with self._database.read() as session:
+            rows = jobs.recent_events(session, jobs.find(session, job_id), before, limit, kind)
+            return [jobs.event_record(row) for row in rows]
 
     def events(self, job_id: str, after: int = 0, limit: int = 1000) -> list[JobEvent]:
         """A job's history behind the entry ``after``.

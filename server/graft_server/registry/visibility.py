@@ -18,6 +18,7 @@ from graft_server.registry.models import (
     Alias,
     AliasEvent,
     Dataset,
+    Document,
     Job,
     RouteEvent,
     RouteRow,
@@ -30,8 +31,8 @@ EVERYTHING = "graft_everything"
 
 @dataclass(frozen=True, slots=True)
 class Visibility:
-    """Adapters and routes whose names match one of ``patterns`` (``*`` stands for anything), and the datasets of
-    ``owner``."""
+    """Adapters and routes whose names match one of ``patterns`` (``*`` stands for anything), and the datasets
+    and documents of ``owner``."""
 
     patterns: tuple[str, ...]
     owner: str
@@ -69,6 +70,7 @@ def restrictions() -> list[ORMOption]:
         with_loader_criteria(RouteEvent, view.matches(RouteEvent.route), include_aliases=True),
         with_loader_criteria(Job, view.matches(Job.adapter), include_aliases=True),
         with_loader_criteria(Dataset, Dataset.owner == view.owner, include_aliases=True),
+        with_loader_criteria(Document, Document.owner == view.owner, include_aliases=True),
     ]
 
 

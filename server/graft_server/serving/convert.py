@@ -27,8 +27,14 @@ def version_source(version: VersionRecord) -> engine.AdapterSource:
 
 
 def prompt_input(prompt: tasks.Prompt) -> engine.PromptInput:
-    messages = tuple(engine.ChatMessage(message.role, message.content) for message in prompt.messages)
-    return engine.PromptInput(messages=messages, text=prompt.text)
+    messages = tuple(_chat_message(message) for message in prompt.messages)
+    tools = tuple(json.dumps(tool) for tool in prompt.tools)
+    return engine.PromptInput(messages=messages, text=prompt.text, tokens=prompt.tokens, tools=tools)
+
+
+def _chat_message(message: tasks.Message) -> engine.ChatMessage:
+    calls = tuple(engine.ToolCall(call.id, call.name, call.arguments) for call in message.tool_calls)
+    return engine.ChatMessage(message.role, message.content, calls, message.tool_call_id)
 
 
 def sampling_params(sampling: tasks.Sampling) -> engine.SamplingParams:

@@ -30,7 +30,8 @@ def estimated_tokens(plan: Plan, context_length: int) -> int:
 
 def prompt_tokens(plan: Plan) -> int:
     """Tokens of the prompt alone."""
-    return text_tokens([plan.prompt.text or "", *(message.content for message in plan.prompt.messages)])
+    texts = [plan.prompt.text or "", *(message.content for message in plan.prompt.messages)]
+    return len(plan.prompt.tokens) or text_tokens(texts)
 
 
 def text_tokens(texts: Iterable[str]) -> int:

@@ -17,7 +17,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from graft_client.schemas.common import FieldError
-from graft_plugins.task import AnyTask, Generate, Generation, Message, Output, Prompt, RequestError, Sampling, Score
+from graft_plugins.task import (
+    AnyTask,
+    Constraint,
+    Generate,
+    Generation,
+    Message,
+    Output,
+    Prompt,
+    RequestError,
+    Sampling,
+    Score,
+)
 from graft_server.problems import ProblemError
 from graft_server.routing.resolver import Route
 
@@ -37,6 +48,8 @@ class Plan:
     prompt: Prompt
     decoding: Generate | Score
     overrides: Mapping[str, Any] | None = None
+    #: What the caller wants the answer to match.
+    constraint: Constraint | None = None
     #: Where the request went when the route's version could not be loaded.
     rerouted: list[Route] = field(default_factory=list)
 
@@ -78,19 +91,29 @@ def plan_request(
     return plan_typed(route, request, sampling=sampling)
 
 
-def plan_typed(route: Route, request: BaseModel, *, sampling: Mapping[str, Any] | None = None) -> Plan:
-    """The plan for a request that is already a model of its task."""
+def plan_typed(
+    route: Route,
+    request: BaseModel,
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    constraint: Constraint | None = None,
+) -> Plan:
+    """The plan for a request that is already a model of its task.
+
+    Raises:
+        ProblemError: ``unservable``, the caller's constraint would break the task's own, or ``plugin-fault``.
+    """
     with _guard(route.task, "building the prompt"):
         prompt = route.task.prompt(request, route.state)
         decoding = route.task.decoding(request, route.state)
-    return Plan(route, request, prompt, _override(decoding, sampling), sampling)
+    return Plan(route, request, prompt, _constrain(_override(decoding, sampling), constraint), sampling, constraint)
 
 
 def replanned(plan: Plan, route: Route) -> Plan:
     """The same request for another adapter of its task, with the prompt and the decoding that its state asks for."""
     if plan.request is None:
         return replace(plan, route=route)
-    other = plan_typed(route, plan.request, sampling=plan.overrides)
+    other = plan_typed(route, plan.request, sampling=plan.overrides, constraint=plan.constraint)
     if isinstance(plan.decoding, Score) or isinstance(other.decoding, Score):
         return other
     # Of several answers to one request, each has a seed of its own.
@@ -98,19 +121,34 @@ def replanned(plan: Plan, route: Route) -> Plan:
     return replace(other, decoding=other.decoding.model_copy(update={"sampling": seeded}))
 
 
-def plan_messages(route: Route, messages: Sequence[Message], *, sampling: Mapping[str, Any] | None = None) -> Plan:
-    """The plan for a conversation: the task's request where it makes one of it, else the messages verbatim."""
+def plan_messages(
+    route: Route,
+    messages: Sequence[Message],
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    constraint: Constraint | None = None,
+    tools: Sequence[dict[str, Any]] = (),
+) -> Plan:
+    """The plan for a conversation: the task's request where it makes one of it, else the messages verbatim.
+
+    Raises:
+        ProblemError: ``invalid-request``, ``plugin-fault``, or ``unservable``: a task that makes a request of its own
+            of the conversation has no place for ``tools``, or see ``plan_typed``.
+    """
     with _guard(route.task, "reading the conversation"):
         request = route.task.request_from_messages(messages)
     if request is None:
-        prompt = Prompt(messages=tuple(messages))
-        return Plan(route, None, prompt, _override(Generate(sampling=_CONVERSATION), sampling))
-    return plan_typed(route, request, sampling=sampling)
+        prompt = Prompt(messages=tuple(messages), tools=tuple(tools))
+        decoding = _override(Generate(sampling=_CONVERSATION, constraint=constraint), sampling)
+        return Plan(route, None, prompt, decoding, sampling, constraint)
+    if tools:
+        raise ProblemError("unservable", f"task {route.task.name!r} of the adapter takes no tools; leave them out")
+    return plan_typed(route, request, sampling=sampling, constraint=constraint)
 
 
-def plan_verbatim(route: Route, text: str, *, sampling: Mapping[str, Any] | None = None) -> Plan:
-    """The plan for a prompt that is the caller's own text, without template or task."""
-    return Plan(route, None, Prompt(text=text), _override(Generate(), sampling))
+def plan_verbatim(route: Route, prompt: Prompt, *, sampling: Mapping[str, Any] | None = None) -> Plan:
+    """The plan for a prompt that is the caller's own, without template or task."""
+    return Plan(route, None, prompt, _override(Generate(), sampling), sampling)
 
 
 def texts_in(document: Any) -> str:
@@ -147,6 +185,15 @@ def _override(decoding: Generate | Score, sampling: Mapping[str, Any] | None) ->
         return decoding
     changed = decoding.sampling.model_copy(update=dict(sampling))
     return decoding.model_copy(update={"sampling": changed})
+
+
+def _constrain(decoding: Generate | Score, constraint: Constraint | None) -> Generate | Score:
+    if constraint is None:
+        return decoding
+    if isinstance(decoding, Score) or decoding.constraint is not None:
+        detail = "the adapter's task decides itself what an answer looks like; leave the answer's format out"
+        raise ProblemError("unservable", detail)
+    return decoding.model_copy(update={"constraint": constraint})
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from graft_server.problems import ProblemError, as_problem
 from graft_server.quotas.meter import Charge, Meter
 from graft_server.routing.resolver import Resolver, Route
 from graft_server.serving import convert
+from graft_server.serving.account import account
 from graft_server.serving.cost import estimated_tokens, prompt_tokens
 from graft_server.serving.guards import FAULTS, Guards, Outcome, metric_of
 from graft_server.serving.pipeline import Parsed, Plan, parse_output, plan_request, replanned, texts_in
@@ -468,36 +469,19 @@ class Predictor:
         self._guards.record(route.via, route.ref, Outcome(now, seconds, code is not None, metric))
 
     def _observe(self, plan: Plan, progress: _Progress, seconds: float, code: str | None) -> None:
-        self._metrics.requests.observe(
-            Served(
-                adapter=plan.route.version.adapter if plan.route.version else None,
-                outcome=code or "ok",
-                prompt_tokens=progress.prompt_tokens,
-                completion_tokens=progress.completion_tokens,
-                # What never entered, or never ended well, would tell of callers' patience instead of the server.
-                queued=progress.queued if progress.flight.running else None,
-                first_token=progress.first_token,
-                per_token=progress.token_seconds,
-                total=seconds if code is None else None,
-            )
+        served = Served(
+            adapter=plan.route.version.adapter if plan.route.version else None,
+            outcome=code or "ok",
+            prompt_tokens=progress.prompt_tokens,
+            completion_tokens=progress.completion_tokens,
+            # What never entered, or never ended well, would tell of callers' patience instead of the server.
+            queued=progress.queued if progress.flight.running else None,
+            first_token=progress.first_token,
+            per_token=progress.token_seconds,
+            total=seconds if code is None else None,
         )
-        self._observers.tell(
-            "request_served",
-            {
-                "adapter": plan.route.ref,
-                "task": plan.route.task.name,
-                "usage": {
-                    "prompt_tokens": progress.prompt_tokens,
-                    "completion_tokens": progress.completion_tokens,
-                },
-                "timings": {
-                    "queued": progress.queued,
-                    "first_token": progress.first_token,
-                    "total": seconds,
-                },
-                "error": code,
-            },
-        )
+        route = plan.route
+        account(self._metrics, self._observers, served, ref=route.ref, task=route.task.name, seconds=seconds)
 
 
 @asynccontextmanager

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from graft_plugins.dataset import load_dataset
+from graft_plugins.dataset import LoadedDataset, load_dataset
 from graft_plugins.manager import PluginHost
 from graft_plugins.task import AnyTask, TrainingPair
 from graft_server.base_model.prompt import encode_prompt, encode_target
 from graft_server.training.options import TrainingOptions
 from graft_server.training.rows import TokenRow
+from graft_server.training.spec import DataSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,18 +49,16 @@ def load_job_data(
     *,
     context_length: int,
     skip_bad: bool,
+    watch: DataSpec | None = None,
 ) -> JobData:
-    """Read the files and make rows of them, the same ones for the same seed.
+    """Read the files and make rows of them, the same ones for the same seed. The loss is watched on the rows of
+    ``watch``, or without it on some that are held out.
 
     Raises:
         DatasetError: a file can't be read, a row is bad and ``skip_bad`` is off, or nothing is left to train on.
         UnknownNameError: there is no such format.
     """
-    dataset = load_dataset(host.readers, task, files, data_format)
-    if dataset.errors and (dataset.fatal or not skip_bad):
-        first = dataset.fatal or dataset.errors[0]
-        more = f" (and {len(dataset.errors) - 1} more bad rows)" if len(dataset.errors) > 1 else ""
-        raise DatasetError(f"{first}{more}")
+    dataset = _load(host, task, DataSpec(files=list(files), format=data_format, skip_bad=skip_bad))
     examples = dataset.examples
     if len(examples) < 2:
         raise DatasetError(f"{len(examples)} usable rows are too few: give at least 2, one to train and one to test on")
@@ -71,16 +70,18 @@ def load_job_data(
             "giving the other's answers away; add rows of other groups"
         )
     state = task.fit_state(split.train)
-    watched = options.watched_rows(len(split.train))
+    watched = 0 if watch is not None else options.watched_rows(len(split.train))
     inner = task.split(split.train, test_rows=watched, seed=options.seed + 1) if watched else None
     limit = min(options.max_length, context_length)
     pairs = list(task.training_pairs(inner.train if inner else split.train, state))
     train = _tokenise(pairs, tokenizer, limit)
     if not train:
         raise DatasetError(f"all {len(pairs)} training rows are longer than {limit} tokens; set a larger max_length")
-    watched_pairs = list(task.training_pairs(inner.test, state)) if inner else []
-    # A task may make many pairs of one example.
-    validation = _tokenise(watched_pairs[: options.validation_rows], tokenizer, limit)
+    to_watch = inner.test if inner else _load(host, task, watch).examples if watch is not None else []
+    watched_pairs = list(task.training_pairs(to_watch, state))
+    # A task may make many pairs of one example. Rows that somebody chose are all watched.
+    most = options.validation_rows if watch is None else None
+    validation = _tokenise(watched_pairs[:most], tokenizer, limit)
     return JobData(
         train=train,
         validation=validation,
@@ -90,6 +91,15 @@ def load_job_data(
         bad_rows=len(dataset.errors),
         long_rows=len(pairs) - len(train),
     )
+
+
+def _load(host: PluginHost, task: AnyTask, data: DataSpec) -> LoadedDataset:
+    dataset = load_dataset(host.readers, task, data.files, data.format)
+    if dataset.errors and (dataset.fatal or not data.skip_bad):
+        first = dataset.fatal or dataset.errors[0]
+        more = f" (and {len(dataset.errors) - 1} more bad rows)" if len(dataset.errors) > 1 else ""
+        raise DatasetError(f"{first}{more}")
+    return dataset
 
 
 def _sample(rows: Sequence[BaseModel], most: int, seed: int) -> list[BaseModel]:

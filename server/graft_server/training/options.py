@@ -45,6 +45,12 @@ class TrainingOptions(BaseModel):
         0, ge=0, description="Stop after this many looks without a better loss, and keep the best; 0 is off."
     )
     checkpoint_every: int = Field(50, ge=1, description="Steps between two checkpoints.")
+    publish_checkpoints: bool = Field(
+        False, description="Publish each checkpoint at once, as a version of NAME-checkpoints."
+    )
+    validation_dataset: str | None = Field(
+        None, description="Id of a dataset to watch the loss on, instead of rows held out from the training data."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of split, order, initial weights and dropout.")
 
     def test_rows(self, examples: int) -> int:

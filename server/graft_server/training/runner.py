@@ -7,10 +7,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +26,7 @@ from graft_server.children import compute_environment
 from graft_server.config import Settings
 from graft_server.registry.errors import RegistryError, UnavailableError
 from graft_server.registry.outages import Outlasting
-from graft_server.registry.records import JobRecord, Lineage, VersionRecord
+from graft_server.registry.records import DatasetRecord, JobRecord, Lineage, VersionRecord
 from graft_server.registry.registry import Registry
 from graft_server.training.files import write_whole
 from graft_server.training.spec import (
@@ -34,10 +36,12 @@ from graft_server.training.spec import (
     LINE,
     LOG_FILE,
     RESULT_FOLDER,
+    SNAPSHOT_FOLDER,
     SPEC_FILE,
     STOPPED,
     BaseModelSpec,
     CheckpointLine,
+    DataSpec,
     DoneLine,
     FailedLine,
     Line,
@@ -45,6 +49,7 @@ from graft_server.training.spec import (
     MetricsLine,
     TrainingSpec,
     TrainingSummary,
+    checkpoints_of,
 )
 
 log = logging.getLogger(__name__)
@@ -138,7 +143,7 @@ class JobRunner:
                     break  # and the server is stopping
                 if job is None:
                     break
-                run = self._jobs[job.id] = _Run(self._registry, job, self._ask)
+                run = self._jobs[job.id] = _Run(self._registry, job, self._ask, self._publish_checkpoint)
                 run.task = asyncio.create_task(self._run(run), name=f"job-{job.id}")
             await self._woken.wait()
 
@@ -178,6 +183,9 @@ class JobRunner:
     async def _train(self, run: _Run) -> TrainingSummary:
         """Run the worker until it is done, again after a crash: it goes on from its last checkpoint."""
         await self._ask(self._write_spec, run.job)
+        # Of a worker whose server was killed before it could be told of them.
+        for snapshot in _snapshots(run.job):
+            await run.checkpoint(int(snapshot.name), known=False)
         for start in range(1, _STARTS + 1):
             code = await run.work()
             if code == DONE and run.summary is not None:
@@ -199,6 +207,7 @@ class JobRunner:
 
     def _write_spec(self, job: JobRecord) -> None:
         dataset = self._registry.dataset(job.dataset)
+        watched = job.options.get("validation_dataset")
         base = self._base
         spec = TrainingSpec(
             job=job.id,
@@ -216,6 +225,7 @@ class JobRunner:
             format=dataset.format,
             # A dataset is stored with bad rows only where its owner said to go on without them.
             skip_bad=dataset.bad_rows > 0,
+            validation=None if watched is None else _data(self._registry.dataset(watched)),
             options=job.options,
             device=self._settings.training_device,
             plugins=self._settings.plugins,
@@ -252,19 +262,9 @@ class JobRunner:
         return evaluation
 
     async def _publish(self, job: JobRecord, summary: TrainingSummary, evaluation: EvaluationSummary) -> VersionRecord:
-        plugin = self._host.provider("task", job.task)
-        lineage = Lineage(
-            task=job.task,
-            method=job.method,
-            base_model=self._base.name,
-            base_fingerprint=self._base.fingerprint,
+        lineage = replace(
+            self._lineage(job),
             rank=summary.rank,
-            plugin=plugin.name,
-            plugin_version=plugin.version,
-            dataset=job.dataset,
-            job=job.id,
-            seed=job.options.get("seed"),
-            options=job.options,
             train_rows=summary.train_rows,
             train_seconds=summary.train_seconds,
             train_tokens=summary.train_tokens,
@@ -282,6 +282,47 @@ class JobRunner:
             )
         except RegistryError as error:
             raise JobFailed(f"the version can't be published: {error}; resume the job to try it again") from error
+
+    async def _publish_checkpoint(self, job: JobRecord, step: int) -> str | None:
+        """Publish what the worker left of a checkpoint, if it did; the version's name."""
+        folder = job.folder / SNAPSHOT_FOLDER / f"{step:08d}"
+        if not folder.is_dir():
+            return None
+        lineage = replace(self._lineage(job), step=step, rank=self._host.method(job.method).rank(job.options))
+        version = await self._ask(self._registry.publish, checkpoints_of(job.adapter), folder, lineage)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        self._on_published(version)
+        return version.ref
+
+    def _lineage(self, job: JobRecord) -> Lineage:
+        """What is known of a version before the training is over."""
+        plugin = self._host.provider("task", job.task)
+        return Lineage(
+            task=job.task,
+            method=job.method,
+            base_model=self._base.name,
+            base_fingerprint=self._base.fingerprint,
+            plugin=plugin.name,
+            plugin_version=plugin.version,
+            dataset=job.dataset,
+            job=job.id,
+            seed=job.options.get("seed"),
+            options=job.options,
+        )
+
+
+def _data(dataset: DatasetRecord) -> DataSpec:
+    return DataSpec(
+        files=[dataset.path / name for name, _, _ in dataset.files],
+        format=dataset.format,
+        skip_bad=dataset.bad_rows > 0,
+    )
+
+
+def _snapshots(job: JobRecord) -> list[Path]:
+    """The whole ones, the oldest first."""
+    folder = job.folder / SNAPSHOT_FOLDER
+    return sorted(path for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
 
 
 def _trained(progress: JobProgress, summary: TrainingSummary) -> JobProgress:
@@ -303,7 +344,13 @@ def _trained(progress: JobProgress, summary: TrainingSummary) -> JobProgress:
 class _Run:
     """One job at work: its worker or its evaluation, and what is known of it."""
 
-    def __init__(self, registry: Registry, job: JobRecord, ask: Outlasting) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        job: JobRecord,
+        ask: Outlasting,
+        publish_checkpoint: Callable[[JobRecord, int], Awaitable[str | None]],
+    ) -> None:
         self.job = job
         self.task: asyncio.Task[None] | None = None
         self.evaluation: asyncio.Future[EvaluationSummary] | None = None
@@ -317,6 +364,7 @@ class _Run:
         self.error: str | None = None
         self._registry = registry
         self._ask = ask
+        self._publish_checkpoint = publish_checkpoint
         self._process: asyncio.subprocess.Process | None = None
         self._noted = 0.0
         self._notes: set[asyncio.Task[None]] = set()
@@ -387,13 +435,27 @@ class _Run:
                 if changed or progress.step == progress.total_steps or time.monotonic() - self._noted >= _PACE:
                     await self._note()
             case CheckpointLine(step=step):
-                await self.event("checkpoint", {"step": step})
+                await self.checkpoint(step)
             case LogLine(message=text):
                 await self.event("log", {"message": text})
             case DoneLine(summary=summary):
                 self.summary = summary
             case FailedLine(error=error):
                 self.error = error
+
+    async def checkpoint(self, step: int, *, known: bool = True) -> None:
+        """Note a checkpoint, with the figures of its step where they are ``known``, and as what it was published."""
+        data: dict[str, Any] = {"step": step}
+        if known:
+            data |= {"loss": self.progress.loss, "eval_loss": self.progress.eval_loss}
+        try:
+            version = await self._publish_checkpoint(self.job, step)
+        except RegistryError as error:
+            # The training itself loses nothing by it.
+            await self.event("log", {"message": f"the checkpoint of step {step} can't be published: {error}"})
+        else:
+            data |= {"version": version} if version is not None else {}
+        await self.event("checkpoint", data)
 
     def evaluated(self, done: int, total: int) -> None:
         """Note how far the evaluation is; called from the event loop, often."""

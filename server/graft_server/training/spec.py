@@ -14,6 +14,7 @@ SUMMARY_FILE = "summary.json"
 HELD_OUT_FILE = "held_out.jsonl"
 RESULT_FOLDER = "result"
 CHECKPOINT_FOLDER = "checkpoints"
+SNAPSHOT_FOLDER = "snapshots"
 LOG_FILE = "worker.log"
 STATE_FILE = "task_state.json"
 LINEAGE_FILE = "graft.json"
@@ -22,6 +23,11 @@ LINEAGE_FILE = "graft.json"
 DONE = 0
 STOPPED = 3
 FAILED = 4
+
+
+def checkpoints_of(adapter: str) -> str:
+    """The name of the adapter whose versions are the checkpoints of another one's jobs."""
+    return f"{adapter}-checkpoints"
 
 
 class _Document(BaseModel):
@@ -39,6 +45,14 @@ class BaseModelSpec(_Document):
     parameters: int
 
 
+class DataSpec(_Document):
+    """A dataset's files."""
+
+    files: list[Path]
+    format: str | None = None
+    skip_bad: bool = False
+
+
 class TrainingSpec(_Document):
     """One training run."""
 
@@ -49,6 +63,7 @@ class TrainingSpec(_Document):
     files: list[Path]
     format: str | None = None
     skip_bad: bool = False
+    validation: DataSpec | None = Field(None, description="Rows to watch the loss on, where they are not held out.")
     options: dict[str, Any] = Field({}, description="Training and method options, flat.")
     device: str = "auto"
     threads: int | None = Field(None, ge=1, description="CPU threads; by default torch's own choice.")

@@ -37,6 +37,7 @@ from graft_server.training.spec import (
     HELD_OUT_FILE,
     LINEAGE_FILE,
     RESULT_FOLDER,
+    SNAPSHOT_FOLDER,
     SPEC_FILE,
     STATE_FILE,
     STOPPED,
@@ -124,6 +125,7 @@ class Worker:
             load_tokenizer(base),
             context_length=base.context_length,
             skip_bad=spec.skip_bad,
+            watch=spec.validation,
         )
         self._log_left_out(data, options)
         self._phase("loading the base model")
@@ -167,7 +169,15 @@ class Worker:
         # PEFT writes this name into the adapter's files; a path of this machine would mean nothing elsewhere.
         model.name_or_path = base.name
         attached = method.attach(model, options.method_options, seed=options.training.seed)
-        return Trainer(
+        rank = method.rank(options.flat)
+
+        def checkpointed(step: int) -> None:
+            snapshot = self._folder / SNAPSHOT_FOLDER / f"{step:08d}"
+            if options.training.publish_checkpoints and not snapshot.exists():
+                self._write_adapter(snapshot, spec, trainer, data, rank)
+            self._channel.say(CheckpointLine(step=step))
+
+        trainer = Trainer(
             attached,
             method,
             data.train,
@@ -176,24 +186,29 @@ class Worker:
             checkpoints=self._folder / CHECKPOINT_FOLDER,
             hooks=Hooks(
                 progress=self._report,
-                checkpoint=lambda step: self._channel.say(CheckpointLine(step=step)),
+                checkpoint=checkpointed,
                 should_stop=self._stop.is_set,
             ),
         )
+        return trainer
 
     def _leave(self, spec: TrainingSpec, trainer: Trainer, data: JobData, summary: TrainingSummary) -> None:
+        rows = "".join(example.model_dump_json() + "\n" for example in data.held_out)
+        write_whole(self._folder / HELD_OUT_FILE, rows)
+        write_whole(self._folder / SUMMARY_FILE, summary.model_dump_json(indent=2))
+        self._write_adapter(self._folder / RESULT_FOLDER, spec, trainer, data, summary.rank)
+
+    def _write_adapter(self, folder: Path, spec: TrainingSpec, trainer: Trainer, data: JobData, rank: int) -> None:
+        """The adapter as it is now, with all that is published with it."""
         lineage = {
             "format": 1,
             "task": spec.task,
             "method": spec.method,
             "base_model": spec.base.name,
             "base_fingerprint": spec.base.fingerprint,
-            "rank": summary.rank,
+            "rank": rank,
         }
-        rows = "".join(example.model_dump_json() + "\n" for example in data.held_out)
-        write_whole(self._folder / HELD_OUT_FILE, rows)
-        write_whole(self._folder / SUMMARY_FILE, summary.model_dump_json(indent=2))
-        with whole_folder(self._folder / RESULT_FOLDER) as result:
+        with whole_folder(folder) as result:
             trainer.save(str(result))
             # PEFT writes a model card that says nothing; the version's lineage is in the registry.
             (result / "README.md").unlink(missing_ok=True)

@@ -39,6 +39,8 @@ async def test_models_are_the_base_and_every_adapter(
     assert [(model["id"], model["parent"], model["root"]) for model in models["data"]] == [
         ("tiny", None, "tiny"),
         ("de", "tiny", "de@2"),
+        ("de@1", "tiny", "de@1"),
+        ("de@2", "tiny", "de@2"),
     ]
     assert (await client.get("/v1/models/de@1")).json()["root"] == "de@1"
     assert (await client.get("/v1/models/base")).json()["id"] == "base"

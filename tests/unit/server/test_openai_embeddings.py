@@ -12,7 +12,7 @@ import pytest
 
 from graft_server.services import Services
 from support.openai_sdk import openai_sdk
-from support.serving import engine_of, make_services, publish
+from support.serving import ExtraPlugin, engine_of, in_memory, make_services, publish
 
 
 def direction(words: int) -> list[float]:
@@ -89,3 +89,30 @@ async def test_they_wait_their_turn_and_a_full_queue_refuses_them(tmp_path: Path
         assert int(caught.value.response.headers["retry-after"]) >= 1
         engine.release()
         assert len((await first).data) == len((await second).data) == 1
+
+
+async def test_they_are_counted_and_told_to_plugins(tmp_path: Path) -> None:
+    plugin = ExtraPlugin()
+    services = make_services(tmp_path, plugin=plugin)
+    async with openai_sdk(services) as sdk:
+        await sdk.asynchronous.embeddings.create(model="tiny", input=["one two", "secret"])
+        with pytest.raises(openai.BadRequestError):
+            await sdk.asynchronous.embeddings.create(model="tiny", input="word " * 1200)
+    async with in_memory(services) as http:
+        figures = (await http.get("/metrics")).text
+    services.observers.close()
+    services.registry.close()
+    for line in (
+        'graft_adapter_predictions_total{adapter="base",outcome="ok"} 1.0',
+        'graft_adapter_predictions_total{adapter="base",outcome="prompt-too-long"} 1.0',
+        'graft_adapter_tokens_total{adapter="base",kind="prompt"} 3.0',
+        "graft_request_seconds_count 1.0",
+    ):
+        assert line in figures.splitlines()
+    assert [(told["adapter"], told["task"], told["error"]) for told in plugin.served] == [
+        ("base", "embeddings", None),
+        ("base", "embeddings", "prompt-too-long"),
+    ]
+    assert plugin.served[0]["usage"] == {"prompt_tokens": 3, "completion_tokens": 0}
+    assert plugin.served[0]["timings"]["total"] > 0
+    assert "secret" not in str(plugin.served)

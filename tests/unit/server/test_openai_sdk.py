@@ -157,16 +157,6 @@ async def test_a_list_of_prompts_gives_a_choice_each(sdk: Sdk) -> None:
     assert chunk.usage.total_tokens == 6
 
 
-async def test_models(sdk: Sdk, services: Services, tmp_path: Path) -> None:
-    publish(services, tmp_path, "de")
-    assert [model.id async for model in sdk.asynchronous.models.list()] == ["tiny", "de"]
-    assert (await sdk.asynchronous.models.retrieve("de@1")).id == "de@1"
-    assert await asyncio.to_thread(lambda: [model.id for model in sdk.blocking.models.list()]) == ["tiny", "de"]
-    with pytest.raises(openai.NotFoundError) as caught:
-        await sdk.asynchronous.models.retrieve("dee")
-    assert caught.value.code == "model_not_found"
-
-
 async def test_errors_are_the_sdks_own_and_name_the_request(sdk: Sdk) -> None:
     create = sdk.asynchronous.chat.completions.create
     with pytest.raises(openai.NotFoundError, match="nobody") as missing:

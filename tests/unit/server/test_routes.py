@@ -292,6 +292,6 @@ async def test_gc_leaves_what_is_routed(client: httpx.AsyncClient) -> None:
 async def test_models_list_the_routes(client: httpx.AsyncClient) -> None:
     await set_route(client, "go", ("de@1", 100))
     listed = {model["id"] for model in (await client.get("/v1/models")).json()["data"]}
-    assert listed == {"tiny", "de", "go"}
+    assert listed == {"tiny", "de", "de@1", "de@2", "de@3", "go"}
     async with client.stream("GET", "/v1/models/go") as response:
         assert response.status_code == 200

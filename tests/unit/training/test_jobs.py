@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,7 +20,7 @@ from graft_client.schemas.jobs import JobState
 from graft_plugins.manager import PluginHost
 from graft_server.base_model.folder import BaseModel
 from graft_server.config import Settings
-from graft_server.registry import Registry
+from graft_server.registry import ConflictError, Registry
 from graft_server.registry.records import JobRecord, VersionRecord
 from graft_server.training.options import resolve_options
 from graft_server.training.runner import JobRunner
@@ -199,6 +200,57 @@ async def test_a_cancelled_job_keeps_its_checkpoint_and_resumes(jobs: Jobs, runn
     finished = await jobs.over()
     assert finished.state is JobState.succeeded
     assert (finished.progress.phase, finished.progress.step, finished.progress.total_steps) == ("training", step, step)
+
+
+async def test_checkpoints_are_published_as_they_come_and_change_nobodys_answers(jobs: Jobs, runner: JobRunner) -> None:
+    job = jobs.submit(max_steps=6, publish_checkpoints=True)
+    runner.wake()
+    first = await jobs.heard(job, "checkpoint", lambda data: data["step"] == 2)
+    assert first["version"] == "de-checkpoints@1"
+    assert first["loss"] > 0
+    # Who asks for the task, or by the text, is not answered by a model that is half trained.
+    early = jobs.registry.version("de-checkpoints", 1)
+    assert (early.lineage.job, early.lineage.step) == (job.id, 2)
+    assert jobs.registry.latest_for_task("translation") is None
+    assert jobs.registry.trained_after(0) == []
+    finished = await jobs.over()
+    assert (finished.state, finished.version) == (JobState.succeeded, "de@1")
+    assert [version.ref for version in jobs.published] == ["de-checkpoints@1", "de-checkpoints@2", "de@1"]
+    weights = [read_adapter(version.path)[1] for version in jobs.published]
+    assert not all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    assert json.loads((early.path / "graft.json").read_text())["rank"] == 4
+    assert not list((job.folder / "snapshots").iterdir())
+
+
+async def test_a_checkpoint_whose_server_was_killed_is_published_by_the_next(jobs: Jobs, host: PluginHost) -> None:
+    job = jobs.submit(epochs=500, checkpoint_every=1000, publish_checkpoints=True)
+    first = jobs.runner()
+    await first.start()
+    await jobs.heard(job, "metrics", lambda data: data["step"] >= 1)
+    await first.stop()
+    [version] = [version.ref for version in jobs.published]
+    # As if the server had not come to hear of it.
+    snapshot = job.folder / "snapshots" / "00000001"
+    shutil.copytree(jobs.registry.resolve(version).path, snapshot)
+    second = jobs.runner()
+    await second.start()
+    told = await jobs.heard(job, "checkpoint", lambda data: data["step"] == 1)
+    assert told["version"] == "de-checkpoints@2"
+    await second.stop()
+
+
+async def test_the_loss_is_watched_on_rows_of_another_dataset(jobs: Jobs, runner: JobRunner) -> None:
+    watched = jobs.submit(ROWS.splitlines(keepends=True)[0], adapter="other", max_steps=1)
+    job = jobs.submit(max_steps=2, eval_every=1, validation_dataset=watched.dataset)
+    jobs.registry.request_cancel(watched.id)
+    with pytest.raises(ConflictError, match=job.id):
+        jobs.registry.delete_dataset(watched.dataset)
+    runner.wake()
+    finished = await jobs.over()
+    assert (finished.id, finished.state) == (job.id, JobState.succeeded)
+    assert finished.progress.eval_loss is not None
+    summary = json.loads((job.folder / "summary.json").read_text())
+    assert (summary["train_rows"], summary["validation_rows"]) == (32, 1)
 
 
 async def test_a_database_that_goes_away_and_comes_back_costs_no_job(

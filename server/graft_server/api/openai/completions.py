@@ -2,100 +2,71 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from graft_client.schemas.common import Usage
 from graft_client.schemas.openai import CompletionRequest
+from graft_client.schemas.openai_answers import Completion
 from graft_server.api.deps import ServicesDep, TermsDep
-from graft_server.api.openai.shapes import completion_logprobs, sampling_of, usage_of, wants_usage
+from graft_server.api.openai.completion_plan import CompletionPlan, plan_completion
+from graft_server.api.openai.shapes import completion_logprobs, usage_of, wants_usage
 from graft_server.api.openai.stream import DONE, chunk, error_chunk
 from graft_server.api.predict import route_headers
 from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
-from graft_server.problems import ProblemError
-from graft_server.services import Services
-from graft_server.serving.choices import answer_all, choices, stream_all
-from graft_server.serving.pipeline import Plan, plan_verbatim
+from graft_server.serving.choices import stream_all
 from graft_server.serving.predictor import Answer, Piece
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
-#: OpenAI's default where the caller sets no ``max_tokens``.
-_DEFAULT_MAX_TOKENS = 16
+_EMPTY: dict[str, Any] = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
 
 
-@router.post("/completions")
+@router.post("/completions", response_model=Completion)
 async def completions(body: CompletionRequest, request: Request, services: ServicesDep, terms: TermsDep) -> Response:
     """Continue one or several texts, whole or streamed, each once or `n` times."""
     include_usage = wants_usage(body)
-    sampling = {"max_tokens": _DEFAULT_MAX_TOKENS, **sampling_of(body)}
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    if not prompts:
-        raise ProblemError("invalid-request", "`prompt` holds no text", param="prompt")
-    n = body.n or 1
-    planned = await asyncio.to_thread(_plan, services, body.model, prompts, sampling, body.user)
-    plans = [each for plan in planned for each in choices(plan, n)]
-    head: dict[str, Any] = {
-        "id": f"cmpl-{time.time_ns():x}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "system_fingerprint": services.system_fingerprint,
-    }
-    wants_logprobs = body.logprobs is not None
+    planned = await plan_completion(services, body)
     if body.stream:
-        items = await begin(request, stream_all(services.predictor, plans, terms))
-        head["model"] = plans[0].answering.ref
-        chunks = _chunks(items, head, n, wants_logprobs, include_usage)
-        return StreamResponse(chunks, media_type=EVENTS, headers=route_headers(plans[0].answering))
-    answers = await until_disconnect(request, answer_all(services.predictor, plans, terms))
-    document = {
-        **head,
-        "model": plans[0].answering.ref,
-        "choices": [
-            {
-                "index": index,
-                "text": answer.parsed.text,
-                "logprobs": completion_logprobs(answer.tokens) if wants_logprobs else None,
-                "finish_reason": answer.finish_reason,
-            }
-            for index, answer in enumerate(answers)
-        ],
-        "usage": usage_of([answer.usage for answer in answers], n).model_dump(),
-    }
-    return JSONResponse(document, headers=route_headers(plans[0].answering))
-
-
-def _plan(
-    services: Services, model: str, prompts: Sequence[str], sampling: dict[str, Any], key: str | None
-) -> list[Plan]:
-    route = services.resolver.resolve(model, None, prompts[0], key=key)
-    return [plan_verbatim(route, prompt, sampling=sampling) for prompt in prompts]
+        items = await begin(request, stream_all(services.predictor, planned.plans, terms))
+        chunks = _chunks(items, planned, services.system_fingerprint, include_usage)
+        return StreamResponse(chunks, media_type=EVENTS, headers=route_headers(planned.plans[0].answering))
+    document = await until_disconnect(request, planned.answer(services, terms))
+    headers = route_headers(planned.plans[0].answering)
+    return Response(document.model_dump_json(), media_type="application/json", headers=headers)
 
 
 async def _chunks(
     items: AsyncGenerator[tuple[int, Piece | Answer]],
-    head: dict[str, Any],
-    n: int,
-    wants_logprobs: bool,
+    planned: CompletionPlan,
+    fingerprint: str | None,
     include_usage: bool,
 ) -> AsyncGenerator[str]:
-    base = {**head, "usage": None} if include_usage else head
+    base: dict[str, Any] = {
+        "id": planned.id,
+        "object": "text_completion",
+        "created": planned.created,
+        "model": planned.plans[0].answering.ref,
+        "system_fingerprint": fingerprint,
+    }
+    if include_usage:
+        base["usage"] = None
     usages: dict[int, Usage] = {}
     offsets: Counter[int] = Counter()
     async with aclosing(items):
         try:
+            for index in range(len(planned.plans)):
+                if echoed := planned.echoed(index):
+                    yield chunk({**base, "choices": [{**_EMPTY, "index": index, "text": echoed}]})
             async for index, item in items:
-                choice: dict[str, Any] = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
+                choice: dict[str, Any] = {**_EMPTY, "index": index}
                 if isinstance(item, Piece):
                     choice["text"] = item.text
-                    if wants_logprobs:
+                    if planned.body.logprobs is not None:
                         choice["logprobs"] = completion_logprobs(item.tokens, offsets[index])
                     offsets[index] += len(item.text)
                 else:
@@ -103,7 +74,7 @@ async def _chunks(
                     usages[index] = item.usage
                 yield chunk({**base, "choices": [choice]})
             if include_usage:
-                usage = usage_of([usages[index] for index in sorted(usages)], n)
+                usage = usage_of([usages[index] for index in sorted(usages)], planned.n)
                 yield chunk({**base, "choices": [], "usage": usage.model_dump()})
         except Exception as error:
             yield error_chunk(error)

@@ -6,15 +6,16 @@ import asyncio
 import base64
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 from fastapi import APIRouter, Request
 
 from graft_client.schemas.openai import EmbeddingRequest
+from graft_client.schemas.openai_answers import EmbeddingItem, EmbeddingList, EmbeddingUsage
 from graft_server.api.deps import ServicesDep, TermsDep, require_engine
 from graft_server.api.streaming import until_disconnect
 from graft_server.problems import ProblemError
 from graft_server.services import Services
+from graft_server.serving.predictor import Terms
 
 router = APIRouter(prefix="/v1/embeddings", tags=["openai"])
 
@@ -23,24 +24,29 @@ _MOST_TEXTS = 2048
 
 
 @router.post("")
-async def embeddings(
-    body: EmbeddingRequest, request: Request, services: ServicesDep, terms: TermsDep
-) -> dict[str, Any]:
+async def embeddings(body: EmbeddingRequest, request: Request, services: ServicesDep, terms: TermsDep) -> EmbeddingList:
     """Embed one or several texts with the base model, as numbers or as base64 of them."""
+    return await until_disconnect(request, embed(services, body, terms))
+
+
+async def embed(services: Services, body: EmbeddingRequest, terms: Terms) -> EmbeddingList:
+    """The vectors of a request's texts.
+
+    Raises:
+        ProblemError: see ``Embedder.embed``; or the texts or the model are none that can be embedded.
+        UnknownError: there is no such model.
+        FullError, EngineError: see ``Embedder.embed``.
+    """
     texts = _texts(body)
     await asyncio.to_thread(_require_base, services, body.model)
     require_engine(services)
-    embedded = await until_disconnect(request, services.embedder.embed(texts, terms))
+    embedded = await services.embedder.embed(texts, terms)
     encode = _packed if body.encoding_format == "base64" else list
-    return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": index, "embedding": encode(vector)}
-            for index, vector in enumerate(embedded.vectors)
-        ],
-        "model": services.base_name,
-        "usage": {"prompt_tokens": embedded.prompt_tokens, "total_tokens": embedded.prompt_tokens},
-    }
+    return EmbeddingList(
+        data=[EmbeddingItem(index=index, embedding=encode(vector)) for index, vector in enumerate(embedded.vectors)],
+        model=services.base_name,
+        usage=EmbeddingUsage(prompt_tokens=embedded.prompt_tokens, total_tokens=embedded.prompt_tokens),
+    )
 
 
 def _texts(body: EmbeddingRequest) -> list[str]:

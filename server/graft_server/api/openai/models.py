@@ -1,15 +1,18 @@
-"""``/v1/models``: the base model and every adapter."""
+"""``/v1/models``: the base model, every adapter with its aliases and versions, and routes."""
 
 from __future__ import annotations
 
 import asyncio
 import calendar
+from collections.abc import Iterator
 
 from fastapi import APIRouter
 
-from graft_client.schemas.openai import Model, ModelList
+from graft_client.schemas.openai import Model, ModelDeleted, ModelList
 from graft_server.api.deps import ServicesDep
-from graft_server.registry.records import RouteRecord, VersionRecord
+from graft_server.api.removal import remove_adapter, remove_version
+from graft_server.problems import ProblemError
+from graft_server.registry.records import AdapterRecord, RouteRecord, VersionRecord
 from graft_server.services import Services
 
 router = APIRouter(prefix="/v1/models", tags=["openai"])
@@ -17,9 +20,9 @@ router = APIRouter(prefix="/v1/models", tags=["openai"])
 
 @router.get("")
 async def list_models(services: ServicesDep) -> ModelList:
-    """The base model first, then adapters, each answering as its latest version, then routes."""
+    """The base model, adapters (each answers as its latest version) with their aliases and versions, then routes."""
     records = await asyncio.to_thread(services.registry.adapters, None)
-    models = [_adapter(services, record.latest, record.name) for record in records]
+    models = [model for record in records for model in _adapter_models(record)]
     routes = [_route(record) for record in await asyncio.to_thread(services.registry.routes.all)]
     return ModelList(data=[_base(services, services.base_name), *models, *routes])
 
@@ -31,14 +34,51 @@ async def show_model(model: str, services: ServicesDep) -> Model:
     if model in ("base", services.base_name):
         return _base(services, model)
     target = await asyncio.to_thread(services.registry.target, model)
-    return _route(target) if isinstance(target, RouteRecord) else _adapter(services, target, model)
+    return _route(target) if isinstance(target, RouteRecord) else _adapter(target, model)
+
+
+@router.delete("/{model:path}")
+async def delete_model(model: str, services: ServicesDep) -> ModelDeleted:
+    """Delete an adapter with all its versions, or one version (`name@N`)."""
+    name, _, which = model.partition("@")
+    if which.isdecimal():
+        await remove_version(services, name, int(which))
+    else:
+        await asyncio.to_thread(_require_adapter, services, model)
+        await remove_adapter(services, model)
+    return ModelDeleted(id=model)
 
 
 def _base(services: Services, name: str) -> Model:
     return Model(id=name, created=int(services.lifecycle.started_wall), root=services.base_name)
 
 
-def _adapter(services: Services, version: VersionRecord, name: str) -> Model:
+def _require_adapter(services: Services, model: str) -> None:
+    """
+    Raises:
+        ProblemError: the model is the base model, an alias or a route.
+        UnknownError: there is no such model.
+    """
+    if model in ("base", services.base_name):
+        raise ProblemError("conflict", "the base model can't be deleted; the server was started with it")
+    if isinstance(services.registry.target(model), RouteRecord):
+        raise ProblemError("conflict", f"{model!r} is a route; delete it with DELETE /api/routes/{model}")
+    name, at, alias = model.partition("@")
+    if at:
+        hint = f"delete the version, {name}@N, or the alias with DELETE /api/adapters/{name}/aliases/{alias}"
+        raise ProblemError("conflict", f"{model!r} is an alias; {hint}")
+
+
+def _adapter_models(record: AdapterRecord) -> Iterator[Model]:
+    yield _adapter(record.latest, record.name)
+    versions = {version.version: version for version in record.versions}
+    for alias, number in sorted(record.aliases.items()):
+        yield _adapter(versions[number], f"{record.name}@{alias}")
+    for version in record.versions:
+        yield _adapter(version, version.ref)
+
+
+def _adapter(version: VersionRecord, name: str) -> Model:
     created = calendar.timegm(version.created_at.utctimetuple())
     return Model(id=name, created=created, parent=version.lineage.base_model, root=version.ref)
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from graft_client.schemas.common import Usage
-from graft_client.schemas.openai import ChatCompletionRequest, ChatMessage, CompletionRequest, OpenAIUsage
-from graft_plugins.task import Message
+from graft_client.schemas.openai import (
+    ChatCompletionRequest,
+    ChatMessage,
+    CompletionRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    OpenAIUsage,
+    TextFormat,
+)
+from graft_client.schemas.openai_tools import ToolCallItem
+from graft_plugins.task import Constraint, JsonSchema, Message, Prompt, ToolCall
 from graft_server.engine.base import TokenLogprob
 from graft_server.problems import ProblemError
 
-_ROLES: dict[str, Literal["system", "user", "assistant"]] = {
+_ROLES: dict[str, Literal["system", "user", "assistant", "tool"]] = {
     "system": "system",
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
+    "tool": "tool",
 }
 
 
@@ -68,14 +79,49 @@ def wants_usage(body: ChatCompletionRequest | CompletionRequest) -> bool:
     return bool((body.stream_options or {}).get("include_usage"))
 
 
+def constraint_of(wanted: TextFormat | JsonObjectFormat | JsonSchemaFormat | None) -> Constraint | None:
+    """What a format makes the answer match."""
+    match wanted:
+        case JsonObjectFormat():
+            return JsonSchema(json_schema={"type": "object"})
+        case JsonSchemaFormat():
+            return JsonSchema(json_schema=wanted.json_schema.schema_)
+        case _:
+            return None
+
+
+def prompts_of(body: CompletionRequest) -> list[Prompt]:
+    """
+    Raises:
+        ProblemError: there is none, or one is an empty list of tokens.
+    """
+    given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    tokens = tuple(each for each in given if isinstance(each, int))
+    if tokens:
+        return [Prompt(tokens=tokens)]
+    prompts = [
+        Prompt(text=each) if isinstance(each, str) else Prompt(tokens=tuple(each))
+        for each in given
+        if not isinstance(each, int)
+    ]
+    if not prompts or any(prompt.text is None and not prompt.tokens for prompt in prompts):
+        raise ProblemError("invalid-request", "`prompt` holds no text", param="prompt")
+    return prompts
+
+
 def messages_of(messages: Sequence[ChatMessage]) -> list[Message]:
     """The conversation in plain text.
 
     Raises:
-        ProblemError: a message without content, or with a part that is not text.
+        ProblemError: a message without content, with a part that is not text, or a call without arguments.
     """
     return [
-        Message(role=_ROLES[message.role], content=_text_of(message, f"messages.{index}.content"))
+        Message(
+            role=_ROLES[message.role],
+            content=_text_of(message, f"messages.{index}.content"),
+            tool_calls=tuple(_call_of(call, f"messages.{index}.tool_calls") for call in message.tool_calls or ()),
+            tool_call_id=message.tool_call_id,
+        )
         for index, message in enumerate(messages)
     ]
 
@@ -124,9 +170,21 @@ def _finite(logprob: float) -> float:
     return max(logprob, -9999.0)
 
 
+def _call_of(call: ToolCallItem, place: str) -> ToolCall:
+    try:
+        arguments = json.loads(call.function.arguments)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ProblemError("invalid-request", f"{place}: `arguments` is no JSON object", param=place)
+    return ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+
+
 def _text_of(message: ChatMessage, place: str) -> str:
     if isinstance(message.content, str):
         return message.content
+    if not message.content and message.tool_calls:
+        return ""
     if not message.content:
         raise ProblemError("invalid-request", f"{place}: the message has no content", param=place)
     texts = []

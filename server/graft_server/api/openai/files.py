@@ -1,0 +1,109 @@
+"""``/v1/files``: what fine-tuning jobs learn from, and what goes into and comes out of batches."""
+
+from __future__ import annotations
+
+import asyncio
+import calendar
+import time
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi.responses import FileResponse
+
+from graft_client.schemas.openai_files import FileDeleted, FileObject, ListPage, UploadPurpose
+from graft_server.api.deps import ServicesDep
+from graft_server.api.openai.file_rows import check_rows
+from graft_server.api.openai.pages import After, Order, page_of
+from graft_server.api.uploads import staged
+from graft_server.registry.documents import DocumentRecord
+from graft_server.registry.errors import ConflictError
+from graft_server.services import Services
+from graft_server.serving.batches import FINISHED
+
+router = APIRouter(prefix="/v1/files", tags=["openai"])
+
+#: How long a file that expires can be kept, in seconds, as OpenAI's service has it.
+Lifetime = Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=2592000)]
+
+
+@router.post("")
+async def upload_file(
+    services: ServicesDep,
+    file: Annotated[UploadFile, File()],
+    purpose: Annotated[UploadPurpose, Form()],
+    anchor: Annotated[Literal["created_at"] | None, Form(alias="expires_after[anchor]")] = None,
+    seconds: Lifetime = None,
+) -> FileObject:
+    """Store a file of JSON lines for `fine-tune` or `batch`; a bad row refuses it."""
+    async with staged([file], services.uploads) as (path,):
+        await asyncio.to_thread(check_rows, services.host, path, purpose)
+        record = await asyncio.to_thread(
+            services.registry.kept_files.add,
+            path,
+            filename=path.name,
+            purpose=purpose,
+            expires_at=None if seconds is None else int(time.time()) + seconds,
+        )
+    return file_object(record)
+
+
+@router.get("")
+async def list_files(
+    services: ServicesDep,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Order = "desc",
+    purpose: str | None = None,
+) -> ListPage[FileObject]:
+    """The stored files, the newest first; of one `purpose`."""
+    records = await asyncio.to_thread(
+        services.registry.kept_files.list, after=after, limit=limit + 1, oldest_first=order == "asc", purpose=purpose
+    )
+    return page_of([file_object(record) for record in records], limit)
+
+
+@router.get("/{file_id}")
+async def show_file(file_id: str, services: ServicesDep) -> FileObject:
+    """One file."""
+    return file_object(await asyncio.to_thread(services.registry.kept_files.get, file_id))
+
+
+@router.get("/{file_id}/content", response_class=FileResponse)
+async def file_content(file_id: str, services: ServicesDep) -> FileResponse:
+    """A file as it was uploaded, or as a batch wrote it."""
+    record = await asyncio.to_thread(services.registry.kept_files.get, file_id)
+    path = await asyncio.to_thread(services.registry.kept_files.content, record.id)
+    return FileResponse(path, media_type="application/octet-stream", filename=record.data["filename"])
+
+
+@router.delete("/{file_id}")
+async def delete_file(file_id: str, services: ServicesDep) -> FileDeleted:
+    """Delete a file. What jobs learned from it, and the datasets they made of it, stay."""
+    await asyncio.to_thread(_delete, services, file_id)
+    return FileDeleted(id=file_id)
+
+
+def file_object(record: DocumentRecord) -> FileObject:
+    return FileObject(
+        id=record.id,
+        bytes=record.data["bytes"],
+        created_at=calendar.timegm(record.created_at.utctimetuple()),
+        expires_at=record.data.get("expires_at"),
+        filename=record.data["filename"],
+        purpose=record.data["purpose"],
+    )
+
+
+def _delete(services: Services, file_id: str) -> None:
+    """
+    Raises:
+        UnknownError: there is none.
+        ConflictError: a batch that is not finished needs it.
+    """
+    services.registry.kept_files.get(file_id)
+    users = services.registry.documents.list(
+        "batch", limit=1, keep=lambda data: data["input_file_id"] == file_id and data["status"] not in FINISHED
+    )
+    if users:
+        raise ConflictError(f"file {file_id!r} is in use by batch {users[0].id!r}, which is not finished")
+    services.registry.kept_files.remove(file_id)

@@ -1,0 +1,276 @@
+"""Batches: files of requests that are answered in the background, behind whoever waits for an answer.
+
+A batch is a document, which says where it stands, and its partial results. A server that was killed goes on where they
+end; what an ended key has asked for is not answered any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from graft_client.schemas.openai_files import BatchLine
+from graft_plugins.reader import DataError
+from graft_server.access.keyring import Keyring
+from graft_server.problems import ProblemError, as_problem
+from graft_server.registry import Registry
+from graft_server.registry.documents import DocumentRecord, Documents
+from graft_server.registry.outages import Outlasting
+from graft_server.serving.batch_results import PartialResults
+
+log = logging.getLogger(__name__)
+
+#: Folder of the data folder where batches at work keep their results.
+FOLDER = "batches"
+FINISHED = frozenset({"completed", "failed", "expired", "cancelled"})
+
+#: Batches at work at once; they share the places.
+_BATCHES = 8
+#: Seconds between two notes of how far a batch is.
+_PACE = 1.0
+_MOST_FAULTS = 50
+
+#: A request's path and body -> its status and document. Raises ``ProblemError`` for what may go better later.
+Call = Callable[[str, dict[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]
+
+
+class Read(Protocol):
+    """Reads an input file: its requests, with an error in the place of each bad one."""
+
+    def __call__(self, path: Path) -> Iterator[BatchLine | DataError]: ...
+
+
+class BatchRunner:
+    """Works through the batches of one server. ``places`` is how many of their requests are asked at once."""
+
+    def __init__(
+        self, registry: Registry, keyring: Keyring, call: Call, read: Read, folder: Path, *, places: int
+    ) -> None:
+        self._registry = registry
+        self._keyring = keyring
+        self._call = call
+        self._read = read
+        self._folder = folder
+        self._width = places
+        self._places = asyncio.Semaphore(places)
+        self._turns = asyncio.Semaphore(_BATCHES)
+        self._stopping = asyncio.Event()
+        self._ask = Outlasting(self._stopping)
+        self._runs: dict[str, _Run] = {}
+
+    async def start(self) -> None:
+        """Go on with every batch that is not finished; one whose input another server has is that one's."""
+        unfinished = await self._ask(
+            self._registry.documents.list, "batch", oldest_first=True, keep=lambda data: data["status"] not in FINISHED
+        )
+        for record in unfinished:
+            if not await self._ask(self._elsewhere, record.data["input_file_id"]):
+                self.begin(record.id)
+
+    def _elsewhere(self, file_id: str) -> bool:
+        """Whether a file is there, but not here."""
+        files = self._registry.kept_files
+        return bool(self._registry.documents.by_ids("file", [file_id])) and not files.here(file_id)
+
+    async def stop(self) -> None:
+        """Leave every batch where it stands."""
+        self._stopping.set()
+        tasks = [run.task for run in self._runs.values() if run.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def begin(self, batch_id: str) -> None:
+        """Work on a batch that is new, or that a server has left, unless it is at work already."""
+        if batch_id in self._runs:
+            return
+        run = self._runs[batch_id] = _Run()
+        run.task = asyncio.create_task(self._run(batch_id, run), name=batch_id)
+
+    def cancel(self, batch_id: str) -> None:
+        """Ask no more requests of a batch whose document says that it is to end."""
+        run = self._runs.get(batch_id)
+        if run is not None:
+            run.ending.set()
+            if run.asking is not None:
+                run.asking.cancel()
+
+    async def _run(self, batch_id: str, run: _Run) -> None:
+        try:
+            record = await self._ask(self._registry.documents.get, "batch", batch_id)
+            if record.data["status"] in FINISHED:
+                return
+            principal = await self._keyring.holder(record.data["key"])
+            with self._keyring.lease(principal) as lease, principal.acting(lease):
+                await self._work(record, run)
+        except Exception as error:
+            problem = as_problem(error)
+            if problem is None:
+                log.exception("batch %s failed", batch_id)
+                problem = ProblemError("internal", "the batch failed unexpectedly; the server's log has the details")
+            if not self._stopping.is_set():
+                await self._fail(batch_id, [{"code": problem.code.replace("-", "_"), "message": problem.detail}])
+        finally:
+            del self._runs[batch_id]
+
+    async def _work(self, record: DocumentRecord, run: _Run) -> None:
+        """From wherever the batch stands to its end."""
+        if record.data["outcome"] is None:
+            path = self._registry.kept_files.path(record.data["input_file_id"])
+            total, faults = await asyncio.to_thread(self._check, path, record.data["endpoint"])
+            if faults:
+                await self._fail(record.id, faults)
+                return
+            await self._move(record.id, "in_progress", total=total)
+            if record.data["status"] == "cancelling":
+                run.ending.set()
+            with await asyncio.to_thread(PartialResults, self._folder / record.id) as results:
+                outcome = await self._answer(record, run, path, results)
+                record = await self._settle(record.id, outcome, results)
+        await self._publish(record)
+
+    def _check(self, path: Path, endpoint: str) -> tuple[int, list[dict[str, Any]]]:
+        """How many requests there are, and what is wrong with them."""
+        total, faults = 0, []
+        for line in self._read(path):
+            total += 1
+            if isinstance(line, DataError):
+                faults.append({"code": "invalid_data", "message": str(line), "line": total})
+            elif line.url != endpoint:
+                message = f"the request is for {line.url}, the batch for {endpoint}"
+                faults.append({"code": "mismatched_endpoint", "message": message, "line": total, "param": "url"})
+            if len(faults) == _MOST_FAULTS:
+                break
+        return total, faults
+
+    async def _answer(self, record: DocumentRecord, run: _Run, path: Path, results: PartialResults) -> str:
+        """Ask what is not answered yet; how it ended."""
+        if run.ending.is_set():
+            return "cancelled"
+        lines = (line for line in self._read(path) if isinstance(line, BatchLine))
+        left = (line for line in lines if line.custom_id not in results.done)
+        run.asking = asyncio.ensure_future(self._ask_all(record.id, left, results))
+        try:
+            async with asyncio.timeout(record.data["expires_at"] - time.time()):
+                await run.asking
+        except TimeoutError:
+            await asyncio.to_thread(_expire, results, self._read(path))
+            return "expired"
+        except asyncio.CancelledError:
+            if not run.ending.is_set() or self._stopping.is_set():
+                raise
+            return "cancelled"
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            run.asking.cancel()
+            await asyncio.gather(run.asking, return_exceptions=True)
+        return "completed"
+
+    async def _ask_all(self, batch_id: str, lines: Iterator[BatchLine], results: PartialResults) -> None:
+        """In turn with other batches. Raises an ``ExceptionGroup`` of what ends the batch."""
+        noted = time.monotonic()
+
+        async def work() -> None:
+            nonlocal noted
+            for line in lines:
+                async with self._places:
+                    results.add(await self._result(line))
+                if time.monotonic() - noted >= _PACE:
+                    noted = time.monotonic()
+                    counts = dict(results.counts)
+                    record = await self._ask(self._registry.documents.update, "batch", batch_id, counts=counts)
+                    if record.data["status"] == "cancelling":  # told to another server
+                        self.cancel(batch_id)
+
+        async with self._turns, asyncio.TaskGroup() as group:
+            for _ in range(self._width):
+                group.create_task(work())
+
+    async def _result(self, line: BatchLine) -> dict[str, Any]:
+        """One line of a result file. What may go better later is asked again then."""
+        while True:
+            try:
+                status, body = await self._call(line.url, line.body)
+            except ProblemError as error:
+                if error.code == "unauthorized":
+                    raise
+                await asyncio.sleep(error.retry_after or 1.0)
+                continue
+            identity = f"batch_req_{Documents.new_id('batch').removeprefix('batch_')}"
+            response = {"status_code": status, "request_id": identity, "body": body}
+            return {"id": identity, "custom_id": line.custom_id, "response": response, "error": None}
+
+    # Where a batch stands
+
+    async def _settle(self, batch_id: str, outcome: str, results: PartialResults) -> DocumentRecord:
+        """Write down how the batch ended and what its files will be called, so that they are stored only once."""
+        names = {
+            field: Documents.new_id("file") if path.stat().st_size else None
+            for field, path in (("output_file_id", results.output), ("error_file_id", results.errors))
+        }
+        return await self._move(batch_id, "finalizing", outcome=outcome, counts=dict(results.counts), **names)
+
+    async def _publish(self, record: DocumentRecord) -> None:
+        """Store the results as files and end the batch."""
+        folder, data = self._folder / record.id, record.data
+        for field, name in (("output_file_id", "output.jsonl"), ("error_file_id", "errors.jsonl")):
+            if data[field] is not None:
+                lifetime = data["output_lifetime"]
+                expires_at = None if lifetime is None else int(time.time()) + lifetime
+                await self._ask(self._store, folder / name, f"{record.id}_{name}", data[field], expires_at)
+        # The last word, whatever was asked meanwhile.
+        at = {f"{data['outcome']}_at": int(time.time())}
+        await self._ask(self._registry.documents.update, "batch", record.id, status=data["outcome"], **at)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def _store(self, source: Path, name: str, identity: str, expires_at: int | None) -> None:
+        if self._registry.documents.by_ids("file", [identity]):
+            return  # by a server that was killed afterwards
+        # The results stay where they are until the batch has ended: a kill in the middle of this costs none.
+        copy = source.with_suffix(".copy")
+        copy.unlink(missing_ok=True)
+        copy.hardlink_to(source)
+        self._registry.kept_files.add(
+            copy, filename=name, purpose="batch_output", identity=identity, expires_at=expires_at
+        )
+
+    async def _move(self, batch_id: str, status: str, **fields: Any) -> DocumentRecord:
+        """To the next state, unless the batch is to be cancelled: that stays to be seen."""
+
+        def change(data: dict[str, Any]) -> dict[str, Any]:
+            if data["status"] == "cancelling":
+                return fields
+            at = f"{status}_at"
+            return {**fields, "status": status, at: data.get(at) or int(time.time())}
+
+        return await self._ask(self._registry.documents.edit, "batch", batch_id, change)
+
+    async def _fail(self, batch_id: str, faults: list[dict[str, Any]]) -> None:
+        fields = {"status": "failed", "failed_at": int(time.time()), "faults": faults}
+        await self._ask(self._registry.documents.update, "batch", batch_id, **fields)
+        await asyncio.to_thread(shutil.rmtree, self._folder / batch_id, ignore_errors=True)
+
+
+class _Run:
+    """A batch at work."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.asking: asyncio.Future[None] | None = None
+        #: Nothing more of it is to be asked.
+        self.ending = asyncio.Event()
+
+
+def _expire(results: PartialResults, lines: Iterator[BatchLine | DataError]) -> None:
+    """Say of each request that was not answered why."""
+    error = {"code": "batch_expired", "message": "This request could not be answered before the batch expired."}
+    for line in lines:
+        if isinstance(line, BatchLine) and line.custom_id not in results.done:
+            identity = f"batch_req_{Documents.new_id('batch').removeprefix('batch_')}"
+            results.add({"id": identity, "custom_id": line.custom_id, "response": None, "error": error})

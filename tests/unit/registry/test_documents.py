@@ -1,0 +1,110 @@
+"""Kept documents and uploaded files: pages, changes, whose they are, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from graft_server.registry import ConflictError, Registry, UnknownError
+from graft_server.registry.artefacts import ArtefactStore
+from graft_server.registry.visibility import Visibility, visible
+
+
+@contextmanager
+def acting_for(owner: str) -> Iterator[None]:
+    """What a request of that tenant sees and makes."""
+    token = visible.set(Visibility((f"{owner}.*",), owner))
+    try:
+        yield
+    finally:
+        visible.reset(token)
+
+
+def upload(registry: Registry, folder: Path, content: str = "{}\n") -> str:
+    source = folder / "staged.jsonl"
+    source.write_text(content)
+    return registry.kept_files.add(source, filename="rows.jsonl", purpose="batch").id
+
+
+def test_documents_are_paged_in_both_orders(registry):
+    ids = [registry.documents.add("batch", {"place": place}).id for place in range(5)]
+    registry.documents.add("response", {"place": 9})
+    assert [record.id for record in registry.documents.list("batch")] == ids[::-1]
+    assert [record.id for record in registry.documents.list("batch", after=ids[3], limit=2)] == [ids[2], ids[1]]
+    assert [record.id for record in registry.documents.list("batch", after=ids[2], oldest_first=True)] == ids[3:]
+    even = registry.documents.list("batch", limit=2, keep=lambda data: data["place"] % 2 == 0)
+    assert [record.id for record in even] == [ids[4], ids[2]]
+    with pytest.raises(UnknownError, match="no batch"):
+        registry.documents.list("batch", after="batch_unknown")
+
+
+def test_a_document_is_changed_and_removed(registry):
+    kept = registry.documents.add("batch", {"state": "new", "total": 3})
+    registry.documents.update("batch", kept.id, state="done")
+    assert registry.documents.get("batch", kept.id).data == {"state": "done", "total": 3}
+    # One kind's id is nothing to another.
+    with pytest.raises(UnknownError, match="no response"):
+        registry.documents.remove("response", kept.id)
+    registry.documents.remove("batch", kept.id)
+    with pytest.raises(UnknownError, match="no batch"):
+        registry.documents.get("batch", kept.id)
+
+
+def test_an_owner_sees_their_own_documents_alone(registry, tmp_path):
+    with acting_for("acme"):
+        file = upload(registry, tmp_path)
+    with acting_for("other"):
+        assert registry.documents.list("file") == []
+        assert registry.documents.by_ids("file", [file]) == {}
+        for touch in (
+            lambda: registry.documents.get("file", file),
+            lambda: registry.documents.update("file", file, purpose="stolen"),
+            lambda: registry.kept_files.remove(file),
+            lambda: registry.documents.list("file", after=file),
+        ):
+            with pytest.raises(UnknownError):
+                touch()
+    with acting_for("acme"):
+        assert registry.documents.get("file", file).data["purpose"] == "batch"
+    assert [record.owner for record in registry.documents.list("file")] == ["acme"]
+
+
+def test_a_file_is_kept_and_removed(registry, tmp_path):
+    file = upload(registry, tmp_path, "äöü\n")
+    record = registry.documents.get("file", file)
+    assert record.data == {"filename": "rows.jsonl", "bytes": 7, "purpose": "batch", "expires_at": None}
+    assert registry.kept_files.path(file).read_text() == "äöü\n"
+    assert not (tmp_path / "staged.jsonl").exists()
+    registry.kept_files.remove(file)
+    assert not registry.kept_files.path(file).exists()
+
+
+def test_contents_stay_with_the_server_that_took_them_in(registry, tmp_path, database_url):
+    file = upload(registry, tmp_path)
+    other = Registry(registry._database, ArtefactStore(tmp_path / "another"))
+    assert other.kept_files.get(file).id == file
+    with pytest.raises(ConflictError, match="lies with another server"):
+        other.kept_files.content(file)
+    assert registry.kept_files.content(file).read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("database_url", [None], ids=["sqlite"])
+def test_what_a_kill_left_is_swept_and_nothing_else(registry, data_dir, tmp_path):
+    with acting_for("acme"):
+        kept = upload(registry, tmp_path)
+    # In its place, but its document was never written.
+    registry.kept_files.path("file-halfway").write_text("{}")
+    registry.close()
+    again = Registry.open(data_dir)
+    assert again.kept_files.path(kept).exists()
+    assert not again.kept_files.path("file-halfway").exists()
+    again.close()
+
+
+def test_the_log_of_changes_has_no_contents(registry):
+    kept = registry.documents.add("response", {"text": "private"})
+    registry.documents.update("response", kept.id, text="still private")
+    assert "private" not in repr(registry.audit())

@@ -1,0 +1,42 @@
+"""Partial results of a batch: wherever a kill cuts them, no answer is lost that was whole, and none comes twice."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graft_server.serving.batch_results import PartialResults
+
+
+def result(custom_id: str, status: int) -> dict[str, Any]:
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    body = {"usage": usage} if status == 200 else {"error": {"message": "no"}}
+    return {"id": "r", "custom_id": custom_id, "response": {"status_code": status, "body": body}, "error": None}
+
+
+@given(
+    results=st.lists(st.tuples(st.text(), st.sampled_from([200, 404])), unique_by=lambda pair: pair[0], max_size=12),
+    cut=st.integers(0, 2000),
+)
+def test_a_cut_costs_the_line_that_it_hits_alone(results: list[tuple[str, int]], cut: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        with PartialResults(Path(folder)) as first:
+            for custom_id, status in results:
+                first.add(result(custom_id, status))
+        content = first.output.read_bytes()
+        first.output.write_bytes(content[:cut])
+        whole = {json.loads(line)["custom_id"] for line in content[:cut].split(b"\n")[:-1]}
+        with PartialResults(Path(folder)) as again:
+            assert again.done == whole | {custom_id for custom_id, status in results if status == 404}
+            for custom_id, status in results:
+                if custom_id not in again.done:
+                    again.add(result(custom_id, status))
+        lines = [json.loads(line)["custom_id"] for line in again.output.read_bytes().splitlines()]
+        assert sorted(lines) == sorted(custom_id for custom_id, status in results if status == 200)
+        assert again.counts == first.counts
+        assert again.counts["output_tokens"] == 2 * len(lines)

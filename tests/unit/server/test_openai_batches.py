@@ -1,0 +1,367 @@
+"""``/v1/batches`` by the official OpenAI SDK: behind everybody, ended on time, and gone on with after a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai.types import Batch
+
+from graft_server.app import batch_runner
+from graft_server.engine.base import GenerateRequest
+from graft_server.services import Services
+from graft_server.serving.batches import BatchRunner
+from support.openai_sdk import Sdk, openai_sdk
+from support.scripted_engine import ScriptedEngine
+from support.serving import engine_of, make_services, publish
+
+CHAT = "/v1/chat/completions"
+
+
+@asynccontextmanager
+async def at_work(services: Services) -> AsyncIterator[BatchRunner]:
+    """The batch runner, as a server starts it."""
+    runner = batch_runner(services)
+    await runner.start()
+    services.batches = runner
+    try:
+        yield runner
+    finally:
+        services.batches = None
+        await runner.stop()
+
+
+@pytest.fixture
+async def sdk(services: Services) -> AsyncIterator[Sdk]:
+    async with openai_sdk(services) as clients, at_work(services):
+        yield clients
+
+
+def ask(custom_id: str, text: str = "hello", *, model: str = "base", **more: Any) -> dict[str, Any]:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
+    return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}
+
+
+def many(count: int) -> list[dict[str, Any]]:
+    return [ask(f"r{n}", f"text {n}") for n in range(count)]
+
+
+async def submit(sdk: Sdk, requests: Iterable[Any], *, window: Any = "24h", **fields: Any) -> Batch:
+    content = "".join(json.dumps(request) + "\n" for request in requests).encode()
+    file = await sdk.asynchronous.files.create(file=("requests.jsonl", content), purpose="batch")
+    fields = {"endpoint": CHAT, **fields}
+    return await sdk.asynchronous.batches.create(input_file_id=file.id, completion_window=window, **fields)
+
+
+async def holds(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def until(sdk: Sdk, batch_id: str, stands: Callable[[Batch], bool]) -> Batch:
+    async with asyncio.timeout(20):
+        while not stands(batch := await sdk.asynchronous.batches.retrieve(batch_id)):
+            await asyncio.sleep(0.02)
+    return batch
+
+
+async def ended(sdk: Sdk, batch_id: str) -> Batch:
+    return await until(sdk, batch_id, lambda b: b.status in ("completed", "failed", "expired", "cancelled"))
+
+
+async def rows(sdk: Sdk, file_id: str | None) -> dict[str, Any]:
+    """The lines of a result file by their ``custom_id``, each of which is there once."""
+    assert file_id is not None
+    lines = [json.loads(line) for line in (await sdk.asynchronous.files.content(file_id)).text.splitlines()]
+    found = {line["custom_id"]: line for line in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+def texts(lines: dict[str, Any]) -> dict[str, str]:
+    return {
+        custom_id: line["response"]["body"]["choices"][0]["message"]["content"] for custom_id, line in lines.items()
+    }
+
+
+async def test_answers_and_errors_keep_their_custom_ids(sdk: Sdk, services: Services, tmp_path: Path) -> None:
+    publish(services, tmp_path, "de", state={"target_language": "de"})
+    requests = [
+        *many(20),
+        ask("tuned", "lamp", model="de"),
+        ask("nobody", model="nobody"),
+        ask("wrong", temperature=9),
+        ask("long", "word " * 2000),
+    ]
+    batch = await submit(sdk, requests, metadata={"run": "1"})
+    assert (batch.object, batch.status, batch.metadata) == ("batch", "validating", {"run": "1"})
+    assert batch.expires_at is not None
+    assert abs(batch.expires_at - time.time() - 86400) < 60
+    done = await ended(sdk, batch.id)
+    assert (done.status, done.errors) == ("completed", None)
+    assert done.request_counts is not None
+    assert done.request_counts.to_dict() == {"total": 24, "completed": 21, "failed": 3}
+    assert done.in_progress_at is not None
+    assert done.in_progress_at <= (done.finalizing_at or 0) <= (done.completed_at or 0)
+    answers = texts(await rows(sdk, done.output_file_id))
+    assert answers == {**{f"r{n}": f"base: text {n}" for n in range(20)}, "tuned": "de@1: lamp"}
+    errors = {
+        custom_id: (line["response"]["status_code"], line["response"]["body"]["error"]["code"])
+        for custom_id, line in (await rows(sdk, done.error_file_id)).items()
+    }
+    assert errors == {
+        "nobody": (404, "model_not_found"),
+        "wrong": (400, "invalid_request"),
+        "long": (400, "context_length_exceeded"),
+    }
+    assert done.usage is not None
+    assert done.usage.total_tokens == done.usage.input_tokens + done.usage.output_tokens > 42
+    output = await sdk.asynchronous.files.retrieve(done.output_file_id or "")
+    assert (output.purpose, output.filename) == ("batch_output", f"{batch.id}_output.jsonl")
+
+
+async def test_completions_and_embeddings(sdk: Sdk) -> None:
+    for endpoint, body, taken in (
+        ("/v1/completions", {"prompt": "Once"}, lambda body: body["choices"][0]["text"]),
+        ("/v1/embeddings", {"input": ["a", "b"]}, lambda body: len(body["data"])),
+    ):
+        request = {"custom_id": "x", "method": "POST", "url": endpoint, "body": {"model": "base", **body}}
+        done = await ended(sdk, (await submit(sdk, [request], endpoint=endpoint)).id)
+        line = (await rows(sdk, done.output_file_id))["x"]
+        assert taken(line["response"]["body"]) == {"/v1/completions": "base: Once", "/v1/embeddings": 2}[endpoint]
+
+
+async def test_batches_are_paged_by_the_sdk(sdk: Sdk) -> None:
+    ids = [(await submit(sdk, many(1))).id for _ in range(3)]
+    assert [batch.id async for batch in sdk.asynchronous.batches.list(limit=2)] == ids[::-1]
+    assert await asyncio.to_thread(lambda: [b.id for b in sdk.blocking.batches.list(limit=1)]) == ids[::-1]
+
+
+async def test_who_waits_for_an_answer_goes_first(tmp_path: Path) -> None:
+    services = make_services(tmp_path, ScriptedEngine(), max_sequences=1)
+    engine = engine_of(services)
+    engine.hold()
+    async with openai_sdk(services) as sdk, at_work(services):
+        batch = await submit(sdk, many(12))
+        await engine.until(lambda e: len(e.requests) == 1)
+        person = asyncio.create_task(
+            sdk.asynchronous.chat.completions.create(model="base", messages=[{"role": "user", "content": "person"}])
+        )
+        await holds(lambda: services.predictor.queued >= 1)
+        engine.release()
+        await person
+        await ended(sdk, batch.id)
+    asked = [r.prompt.messages[-1].content for r in engine.requests if isinstance(r, GenerateRequest)]
+    assert asked[:2] == ["text 0", "person"]
+    assert len(asked) == 13
+    services.registry.close()
+
+
+async def test_a_server_that_was_killed_goes_on_where_it_was(services: Services) -> None:
+    engine = engine_of(services)
+    async with openai_sdk(services) as sdk:
+        first = batch_runner(services)
+        await first.start()
+        services.batches = first
+        engine.answer = lambda request: (engine.hold(), "early")[1] if len(engine.requests) == 30 else "early"
+        batch = await submit(sdk, many(100))
+        folder = services.settings.data_dir / "batches" / batch.id
+        await holds(lambda: (folder / "output.jsonl").exists() and (folder / "output.jsonl").stat().st_size > 0)
+        await first.stop()
+        # As a kill in the middle of a write leaves it.
+        whole = (folder / "output.jsonl").read_bytes().splitlines()
+        with (folder / "output.jsonl").open("ab") as stream:
+            stream.write(b'{"id": "batch_req_1", "custom_id": "r9')
+        assert 0 < len(whole) < 100
+        assert (await sdk.asynchronous.batches.retrieve(batch.id)).status == "in_progress"
+        engine.requests.clear()
+        engine.answer = lambda request: "late"
+        engine.release()
+        async with at_work(services):
+            done = await ended(sdk, batch.id)
+            answers = texts(await rows(sdk, done.output_file_id))
+        assert len(engine.requests) == 100 - len(whole), "what was answered is not asked again"
+        assert sorted(answers) == sorted(f"r{n}" for n in range(100))
+        assert sum(text == "early" for text in answers.values()) == len(whole)
+        assert done.request_counts is not None
+        assert done.request_counts.completed == 100
+        assert not folder.exists()
+
+
+async def test_a_batch_whose_input_another_server_has_is_left_to_it(services: Services) -> None:
+    async with openai_sdk(services) as sdk:
+        batch = await submit(sdk, many(2))
+        content = services.registry.kept_files.path(batch.input_file_id)
+        away = content.rename(content.with_name("elsewhere"))
+        async with at_work(services):
+            with pytest.raises(openai.BadRequestError, match="lies with another server"):
+                await sdk.asynchronous.files.content(batch.input_file_id)
+            assert (await sdk.asynchronous.batches.retrieve(batch.id)).status == "validating"
+            # As the other one's requests are: the runner that has it sees what was asked elsewhere.
+        away.rename(content)
+        engine_of(services).answer = lambda request: time.sleep(0.02) or "slow"
+        async with at_work(services) as runner:
+            busy = await submit(sdk, many(400))
+            await until(sdk, busy.id, lambda b: b.status == "in_progress")
+            services.batches = None
+            await sdk.asynchronous.batches.cancel(busy.id)
+            assert (await ended(sdk, busy.id)).status == "cancelled"
+            services.batches = runner
+
+
+async def test_a_batch_whose_end_was_cut_off_ends_with_the_same_files(services: Services) -> None:
+    async with openai_sdk(services) as sdk, at_work(services):
+        done = await ended(sdk, (await submit(sdk, many(3))).id)
+    content = services.registry.kept_files.path(done.output_file_id or "").read_bytes()
+    # Once before the file was stored, and once after.
+    for stored in (False, True):
+        folder = services.settings.data_dir / "batches" / done.id
+        folder.mkdir()
+        (folder / "output.jsonl").write_bytes(content)
+        (folder / "errors.jsonl").write_bytes(b"")
+        if not stored:
+            services.registry.kept_files.remove(done.output_file_id or "")
+        services.registry.documents.update("batch", done.id, status="finalizing")
+        async with openai_sdk(services) as sdk, at_work(services):
+            again = await ended(sdk, done.id)
+            assert again.output_file_id == done.output_file_id
+            assert (await sdk.asynchronous.files.content(done.output_file_id or "")).content == content
+
+
+async def test_a_cancelled_batch_keeps_what_was_answered(sdk: Sdk, services: Services) -> None:
+    engine = engine_of(services)
+    engine.answer = lambda request: (engine.hold(), "ok")[1] if len(engine.requests) == 5 else "ok"
+    batch = await submit(sdk, many(200))
+    await until(sdk, batch.id, lambda b: b.status == "in_progress")
+    await holds(lambda: len(engine.requests) >= 5)
+    cancelling = await sdk.asynchronous.batches.cancel(batch.id)
+    assert cancelling.status == "cancelling"
+    done = await ended(sdk, batch.id)
+    assert (done.status, done.cancelled_at is not None) == ("cancelled", True)
+    assert 0 < len(await rows(sdk, done.output_file_id)) < 200
+    assert not engine.running
+    with pytest.raises(openai.BadRequestError, match="is cancelled and can't be cancelled"):
+        await sdk.asynchronous.batches.cancel(batch.id)
+
+
+async def test_a_batch_that_was_to_end_while_no_server_ran(services: Services) -> None:
+    async with openai_sdk(services) as sdk:
+        batch = await submit(sdk, many(2))
+        await sdk.asynchronous.batches.cancel(batch.id)
+        async with at_work(services):
+            done = await ended(sdk, batch.id)
+        assert (done.status, done.output_file_id, engine_of(services).requests) == ("cancelled", None, [])
+
+
+async def test_a_batch_that_waits_for_its_turn_can_be_cancelled(sdk: Sdk, services: Services) -> None:
+    engine_of(services).hold()
+    before = [await submit(sdk, many(1)) for _ in range(8)]
+    waiting = await submit(sdk, many(1))
+    await until(sdk, waiting.id, lambda b: b.status == "in_progress")
+    await sdk.asynchronous.batches.cancel(waiting.id)
+    assert (await ended(sdk, waiting.id)).status == "cancelled"
+    engine_of(services).release()
+    assert {(await ended(sdk, batch.id)).status for batch in before} == {"completed"}
+
+
+async def test_a_batch_expires_and_says_so_of_each_request_that_is_left(sdk: Sdk, services: Services) -> None:
+    engine_of(services).hold()
+    done = await ended(sdk, (await submit(sdk, many(3), window="1s")).id)
+    assert (done.status, done.output_file_id) == ("expired", None)
+    errors = await rows(sdk, done.error_file_id)
+    assert {line["error"]["code"] for line in errors.values()} == {"batch_expired"}
+    assert sorted(errors) == ["r0", "r1", "r2"]
+
+
+async def test_a_full_queue_and_an_engine_that_is_away_only_take_longer(tmp_path: Path) -> None:
+    services = make_services(tmp_path, ScriptedEngine(), max_queued=2, max_queued_per_adapter=2, max_sequences=2)
+    engine_of(services).hold()
+    async with openai_sdk(services) as sdk, at_work(services):
+        # Two people are answered, two wait: for the batch there is no place in the queue.
+        people = [
+            asyncio.create_task(
+                sdk.asynchronous.chat.completions.create(model="base", messages=[{"role": "user", "content": "x"}])
+            )
+            for _ in range(4)
+        ]
+        await holds(lambda: services.predictor.queued >= 2)
+        batch = await submit(sdk, many(4))
+        await until(sdk, batch.id, lambda b: b.status == "in_progress")
+        engine_of(services).release()
+        await asyncio.gather(*people)
+        done = await ended(sdk, batch.id)
+        assert done.request_counts is not None
+        assert done.request_counts.to_dict() == {"total": 4, "completed": 4, "failed": 0}
+    services.registry.close()
+
+
+async def test_a_batch_that_no_request_of_can_be_asked(sdk: Sdk) -> None:
+    failed = await ended(sdk, (await submit(sdk, many(2), endpoint="/v1/completions")).id)
+    assert failed.errors is not None
+    assert failed.errors.data is not None
+    assert (failed.status, len(failed.errors.data)) == ("failed", 2)
+    assert failed.errors.data[1].to_dict() == {
+        "code": "mismatched_endpoint",
+        "message": "the request is for /v1/chat/completions, the batch for /v1/completions",
+        "line": 2,
+        "param": "url",
+    }
+
+
+async def test_what_no_batch_can_be(sdk: Sdk, services: Services) -> None:
+    with pytest.raises(openai.NotFoundError, match="no file 'file-none'"):
+        await sdk.asynchronous.batches.create(input_file_id="file-none", endpoint=CHAT, completion_window="24h")
+    with pytest.raises(openai.BadRequestError, match="completion_window"):
+        await submit(sdk, many(1), window="tomorrow")
+    with pytest.raises(openai.BadRequestError, match="endpoint"):
+        await submit(sdk, many(1), endpoint="/v1/moderations")
+    with pytest.raises(openai.NotFoundError, match="no batch"):
+        await sdk.asynchronous.batches.retrieve("batch_none")
+    chat = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+    file = await sdk.asynchronous.files.create(file=("a.jsonl", chat), purpose="fine-tune")
+    with pytest.raises(openai.BadRequestError, match="was uploaded for 'fine-tune'"):
+        await sdk.asynchronous.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+    engine_of(services).hold()
+    batch = await submit(sdk, many(1))
+    with pytest.raises(openai.BadRequestError, match=f"in use by batch '{batch.id}'"):
+        await sdk.asynchronous.files.delete(batch.input_file_id)
+
+
+async def test_a_batch_sees_what_its_key_sees_and_ends_with_it(services: Services, tmp_path: Path) -> None:
+    publish(services, tmp_path, "acme.de", state={"target_language": "de"})
+    publish(services, tmp_path, "other.de", state={"target_language": "de"})
+    services.registry.create_key("root", ["admin"])
+    record, acme = services.registry.create_key("a", ["query"], tenant="acme")
+    _, other = services.registry.create_key("b", ["query"], tenant="other")
+    services.keyring.changed()
+    async with (
+        openai_sdk(services, api_key=acme) as sdk,
+        openai_sdk(services, api_key=other) as stranger,
+        at_work(services),
+    ):
+        batch = await submit(sdk, [ask("own", model="acme.de"), ask("foreign", model="other.de")])
+        done = await ended(sdk, batch.id)
+        assert texts(await rows(sdk, done.output_file_id)) == {"own": "acme.de@1: hello"}
+        assert (await rows(sdk, done.error_file_id))["foreign"]["response"]["status_code"] == 404
+        assert (await stranger.asynchronous.batches.list()).data == []
+        for touch in (stranger.asynchronous.batches.retrieve, stranger.asynchronous.batches.cancel):
+            with pytest.raises(openai.NotFoundError, match="no batch"):
+                await touch(batch.id)
+        with pytest.raises(openai.NotFoundError, match="no file"):
+            await stranger.asynchronous.files.content(done.output_file_id or "")
+        engine_of(services).hold()
+        running = await submit(sdk, many(3))
+        await until(sdk, running.id, lambda b: b.status == "in_progress")
+        services.registry.revoke_key(record.id)
+        await holds(lambda: services.registry.documents.get("batch", running.id).data["status"] == "failed")
+        faults = services.registry.documents.get("batch", running.id).data["faults"]
+        assert faults[0]["code"] == "unauthorized"
+        assert "revoked" in faults[0]["message"]

@@ -1,0 +1,195 @@
+"""What chat completions and completions can be asked for besides decoding, by the official OpenAI SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam
+from pydantic import BaseModel
+
+from graft_server.engine.base import ConstraintSpec, GenerateRequest
+from graft_server.services import Services
+from support.openai_sdk import Sdk, openai_sdk
+from support.serving import engine_of, in_memory, publish
+
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello you"}]
+
+
+class Colour(BaseModel):
+    name: str
+    warm: bool
+
+
+@pytest.fixture
+async def sdk(services: Services) -> AsyncIterator[Sdk]:
+    async with openai_sdk(services) as clients:
+        yield clients
+
+
+def constraint_of(services: Services) -> ConstraintSpec | None:
+    """That of the last request."""
+    request = engine_of(services).requests[-1]
+    assert isinstance(request, GenerateRequest)
+    return request.constraint
+
+
+async def test_a_class_is_parsed_from_the_answer(sdk: Sdk, services: Services) -> None:
+    engine_of(services).answer = lambda _: '{"name": "red", "warm": true}'
+    answer = await sdk.asynchronous.chat.completions.parse(model="base", messages=HELLO, response_format=Colour)
+    assert answer.choices[0].message.parsed == Colour(name="red", warm=True)
+    constraint = constraint_of(services)
+    assert constraint is not None
+    schema = json.loads(constraint.json_schema)
+    assert (constraint.kind, list(schema["properties"])) == ("json_schema", ["name", "warm"])
+    assert schema["additionalProperties"] is False
+    blocking = await asyncio.to_thread(
+        lambda: sdk.blocking.chat.completions.parse(model="base", messages=HELLO, response_format=Colour)
+    )
+    assert blocking.choices[0].message.parsed == Colour(name="red", warm=True)
+
+
+async def test_a_class_is_parsed_from_a_stream(sdk: Sdk, services: Services) -> None:
+    engine_of(services).answer = lambda _: '{"name": "red", "warm": true}'
+    async with sdk.asynchronous.chat.completions.stream(model="base", messages=HELLO, response_format=Colour) as stream:
+        final = await stream.get_final_completion()
+    assert final.choices[0].message.parsed == Colour(name="red", warm=True)
+
+
+async def test_formats_of_an_answer(sdk: Sdk, services: Services, tmp_path: Path) -> None:
+    publish(services, tmp_path, "de")
+    create = sdk.asynchronous.chat.completions.create
+    await create(model="base", messages=HELLO, response_format={"type": "json_object"})
+    constraint = constraint_of(services)
+    assert constraint is not None
+    assert json.loads(constraint.json_schema) == {"type": "object"}
+    await create(model="base", messages=HELLO, response_format={"type": "text"})
+    assert constraint_of(services) is None
+    await create(model="de", messages=HELLO, response_format={"type": "json_object"})
+    assert constraint_of(services) == constraint
+
+
+async def test_a_task_with_a_form_of_its_own_keeps_it(sdk: Sdk, services: Services, tmp_path: Path) -> None:
+    catalogue = services.host.task("recommendation")
+    examples = [catalogue.parse_row({"history": ["Heat", "Alien", "Up"]})]
+    publish(services, tmp_path, "films", "recommendation", state=catalogue.fit_state(examples).model_dump())
+    with pytest.raises(openai.BadRequestError, match="leave the answer's format out"):
+        await sdk.asynchronous.chat.completions.create(
+            model="films", messages=[{"role": "user", "content": "Heat"}], response_format={"type": "json_object"}
+        )
+
+
+async def test_notes_and_hints_change_nothing(sdk: Sdk, services: Services) -> None:
+    answer = await sdk.asynchronous.chat.completions.create(
+        model="base",
+        messages=HELLO,
+        store=True,
+        metadata={"ticket": "7"},
+        service_tier="auto",
+        safety_identifier="u1",
+        prompt_cache_key="k",
+        modalities=["text"],
+        extra_body={"reasoning_effort": None},
+    )
+    assert answer.choices[0].message.content == "base: hello you"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "param", "message"),
+    [
+        ({"foo": 1}, "unknown_parameter", "foo", "Unrecognized request argument supplied: foo"),
+        ({"reasoning_effort": "low"}, "unsupported_parameter", "reasoning_effort", "not supported with this model"),
+        ({"functions": []}, "unsupported_parameter", "functions", "not supported with this model"),
+        ({"metadata": {"a" * 65: ""}}, "invalid_request", None, "at most 64"),
+        ({"response_format": {"type": "xml"}}, "invalid_request", "response_format", "json_object"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
+            "invalid_request",
+            "response_format.json_schema.json_schema.name",
+            "pattern",
+        ),
+        ({"stream_options": {"include_usage": True}}, "invalid_request", "stream_options", "needs `stream`"),
+        ({"top_logprobs": 2}, "invalid_request", "top_logprobs", "needs `logprobs`"),
+        ({"stop": ["a"] * 5}, "invalid_request", "stop", "at most 4"),
+        ({"n": 17}, "invalid_request", "n", "16"),
+    ],
+)
+async def test_what_a_chat_is_refused_for(
+    sdk: Sdk, wrong: dict[str, Any], code: str, param: str | None, message: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=message) as caught:
+        await sdk.asynchronous.chat.completions.create(model="base", messages=HELLO, extra_body=wrong)
+    assert (caught.value.type, caught.value.code) == ("invalid_request_error", code)
+    if param is not None:
+        assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("one", ["one"]),
+        (["one", "two"], ["one", "two"]),
+        ([5, 6], ["5 6"]),
+        ([[5, 6], [7]], ["5 6", "7"]),
+    ],
+)
+async def test_the_forms_of_a_prompt(sdk: Sdk, services: Services, prompt: Any, texts: list[str]) -> None:
+    answer = await sdk.asynchronous.completions.create(model="base", prompt=prompt)
+    assert [choice.text for choice in answer.choices] == [f"base: {text}" for text in texts]
+
+
+async def test_prompts_that_are_echoed(sdk: Sdk) -> None:
+    ask: dict[str, Any] = {"model": "base", "prompt": ["one ", "two "], "echo": True, "n": 2}
+    answer = await sdk.asynchronous.completions.create(**ask)
+    expected = ["one base: one ", "one base: one ", "two base: two ", "two base: two "]
+    assert [choice.text for choice in answer.choices] == expected
+    streamed = [""] * 4
+    async for chunk in await sdk.asynchronous.completions.create(**ask, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    assert streamed == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param", "message"),
+    [
+        ({"suffix": "end"}, "suffix", "not supported with this model"),
+        ({"best_of": 2}, "best_of", "not supported with this model"),
+        ({"echo": True, "logprobs": 1}, "logprobs", "no log-probabilities of the prompt"),
+        ({"echo": True, "prompt": [5]}, "echo", "texts"),
+        ({"prompt": []}, "prompt", "no text"),
+        ({"prompt": [[]]}, "prompt", "no text"),
+    ],
+)
+async def test_what_a_completion_is_refused_for(sdk: Sdk, wrong: dict[str, Any], param: str, message: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=message) as caught:
+        await sdk.asynchronous.completions.create(**{"model": "base", "prompt": "x", **wrong})
+    assert (caught.value.type, caught.value.param) == ("invalid_request_error", param)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "\ud800"}]}),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]}),
+        ("chat/completions", {"messages": HELLO, "\ud800": 1}),
+        ("chat/completions", {"messages": HELLO, "model": "\ud800"}),
+        ("completions", {"prompt": "\ud800"}),
+        ("embeddings", {"input": "\ud800"}),
+        ("responses", {"input": "\ud800"}),
+        ("responses", {"input": "a", "previous_response_id": "\ud800"}),
+        ("responses", {"input": "a", "metadata": {"a": "\ud800"}}),
+    ],
+)
+async def test_half_a_character_is_refused(services: Services, path: str, body: dict[str, Any]) -> None:
+    async with in_memory(services) as client:
+        content = json.dumps({"model": "base", **body})
+        headers = {"content-type": "application/json"}
+        answer = await client.post(f"/v1/{path}", content=content, headers=headers)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
