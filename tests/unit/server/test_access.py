@@ -351,6 +351,9 @@ def test_listening_wider_without_keys(services: Services) -> None:
     ("path", "body"),
     [
         ("/v1/embeddings", {"model": "base", "input": "hi"}),
+        ("/api/predict", {"task": "chat", "text": "hi"}),
+        ("/api/predict", {"task": "chat", "text": "hi", "stream": True}),
+        ("/v1/responses", {"model": "base", "input": "hi", "stream": True}),
         ("/v1/completions", {"model": "base", "prompt": ["one", "two"], "n": 2}),
         ("/api/evaluations", {"adapter": "de", "dataset": ""}),
         ("/api/jobs/{}/events", None),
