@@ -34,6 +34,7 @@ from graft_server.api import (
     jobs,
     keys,
     middleware,
+    openapi,
     predict,
     problems,
     routes,
@@ -55,6 +56,7 @@ from graft_server.observability import Metrics, configure_logging
 from graft_server.observers import Observers
 from graft_server.plugins import server_plugins
 from graft_server.progress import StartupProgress
+from graft_server.quotas.meter import Meter
 from graft_server.registry import Registry, RegistryError
 from graft_server.registry.records import JobRecord, VersionRecord
 from graft_server.routing.auto.catalogue import FOLDER as PROFILES
@@ -130,6 +132,12 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
     resolver = Resolver(registry, host, states, auto, base_name=lambda: base_name(engine, settings))
     guards = Guards(CanaryStop(registry))
     shadows = Shadows(settings.data_dir / FOLDER)
+    meter = Meter(
+        registry.adapter_limits,
+        key_defaults=settings.key_limits,
+        adapter_defaults=settings.adapter_limits,
+        refused=metrics.rate_limited,
+    )
     predictor = Predictor(
         registry=registry,
         resolver=resolver,
@@ -137,6 +145,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         turnstile=turnstile,
         observers=observers,
         metrics=metrics,
+        meter=meter,
         guards=guards,
         shadows=shadows,
         timeout=settings.request_timeout_seconds,
@@ -151,13 +160,14 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         resolver=resolver,
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
-        embedder=Embedder(engine, turnstile, metrics, observers),
+        embedder=Embedder(engine, turnstile, metrics, observers, meter),
         pins=pins,
         profiles=profiles,
         guards=guards,
         shadows=shadows,
         cleaner=Cleaner(registry, pins, predictor.traffic),
         keyring=Keyring(registry),
+        meter=meter,
         metrics=metrics,
         observers=observers,
     )
@@ -178,9 +188,10 @@ def create_app(services: Services) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router)
     problems.install(app)
+    openapi.install(app)
     # The last one added is the outermost.
     app.add_middleware(middleware.BodyLimit, limit=services.settings.max_body_mib * 2**20)
-    app.add_middleware(access.Access, keyring=services.keyring)
+    app.add_middleware(access.Access, keyring=services.keyring, meter=services.meter)
     app.add_middleware(middleware.Drain, lifecycle=services.lifecycle)
     app.add_middleware(middleware.RequestContext, metrics=services.metrics)
     return app
