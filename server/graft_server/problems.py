@@ -22,6 +22,7 @@ from graft_server.registry.errors import (
     StoreUnavailableError,
     UnavailableError,
     UnknownError,
+    UnstorableError,
 )
 from graft_server.training.options import OptionError
 
@@ -63,7 +64,9 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown-format": (422, "No such data format"),
     "unservable": (422, "The engine can't serve this"),
     "prompt-too-long": (422, "The prompt does not fit the context"),
+    "beyond-limit": (422, "The request is larger than a limit"),
     "overloaded": (429, "Too many requests are waiting"),
+    "rate-limited": (429, "A limit of requests or tokens is reached"),
     "adapter-unloadable": (500, "The adapter can't be loaded"),
     "plugin-fault": (500, "A plugin failed"),
     "engine-error": (500, "The engine failed"),
@@ -118,6 +121,8 @@ def as_problem(error: BaseException) -> ProblemError | None:
         case OptionError():
             place = FieldError(place=f"options.{error.name}", message=str(error))
             return ProblemError(error.code, str(error), nearest=error.nearest, errors=[place])
+        case UnstorableError():
+            return ProblemError("invalid-request", str(error))
         case InvalidNameError():
             return ProblemError("invalid-name", str(error))
         case StoreUnavailableError():

@@ -15,6 +15,7 @@ from graft_server.engine.stats_cache import StatsCache
 from graft_server.lifecycle import Lifecycle
 from graft_server.observability import Metrics
 from graft_server.observers import Observers
+from graft_server.quotas.meter import Meter
 from graft_server.registry import Registry
 from graft_server.routing.auto.catalogue import ProfileCatalogue
 from graft_server.routing.resolver import Resolver
@@ -69,6 +70,7 @@ class Services:
     guards: Guards
     shadows: Shadows
     keyring: Keyring
+    meter: Meter
     metrics: Metrics
     observers: Observers
     lifecycle: Lifecycle = field(default_factory=Lifecycle)

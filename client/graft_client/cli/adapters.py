@@ -13,6 +13,8 @@ from graft_client.cli.completion import complete_adapter, complete_task
 from graft_client.cli.confirm import confirmed
 from graft_client.cli.lazy import Group
 from graft_client.cli.lifecycle import gc, history, promote, rollback, unalias
+from graft_client.cli.limit_adapter import limit
+from graft_client.cli.limits import shown as shown_limits
 from graft_client.cli.merge import merge
 from graft_client.cli.progress import byte_bar
 from graft_client.cli.session import Session, with_session
@@ -85,8 +87,8 @@ def show(session: Session, adapter: str) -> None:
         session.emit(found)
         return
     aliases = [f"@{alias} = @{number}" for alias, number in found.aliases.items()]
-    created = ("created", found.created_at)
-    render.fields([("name", found.name), ("task", found.task), ("aliases", aliases or None), created])
+    limits, created = ("limits", shown_limits(found.limits)), ("created", found.created_at)
+    render.fields([("name", found.name), ("task", found.task), ("aliases", aliases or None), limits, created])
     click.echo()
     render.table(
         ["version", "pinned", "method", "rows", "score", "size", "job", "published"],
@@ -234,7 +236,7 @@ def export(session: Session, adapter: str, output: Path, force: bool, merged: bo
         click.echo(f"wrote {', '.join(names)} to {output}")
 
 
-for command in (promote, rollback, history, unalias, gc, merge, push, pull):
+for command in (promote, rollback, history, unalias, gc, merge, push, pull, limit):
     adapters.add_command(command)
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
 
 from graft_client.schemas.adapters import AdapterInfo, VersionInfo
+from graft_client.schemas.limits import LimitsChange
 from graft_server.api.adapter_folder import check_file_name, read_adapter_folder
 from graft_server.api.archives import archive_response, pack
 from graft_server.api.deps import ServicesDep, require_engine
@@ -74,6 +75,14 @@ async def delete_adapter(name: str, services: ServicesDep) -> Response:
     """Delete an adapter with all its versions."""
     await remove_adapter(services, name)
     return Response(status_code=204)
+
+
+@router.post("/{name}/limits")
+async def limit_adapter(name: str, body: LimitsChange, services: ServicesDep) -> AdapterInfo:
+    """Change how much an adapter may be asked, by all keys together. What is in flight goes on."""
+    record = await asyncio.to_thread(services.registry.limit_adapter, name, body)
+    services.meter.changed()
+    return adapter_info(record)
 
 
 @router.get("/{name}/versions/{which}")

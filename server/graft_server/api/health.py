@@ -101,7 +101,7 @@ async def _engine(services: Services) -> tuple[EngineStatus, BaseModelStatus]:
     status = EngineStatus(
         name=services.settings.engine, state=engine.state, restarts=engine.restarts, error=engine.error
     )
-    if engine.state not in ("ready", "rebuilding"):
+    if engine.state not in ("ready", "rebuilding", "asleep"):
         return status, BaseModelStatus(name=services.base_name)
     stats = await services.engine_stats.get()
     capabilities, model = engine.capabilities, engine.model

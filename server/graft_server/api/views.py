@@ -53,6 +53,7 @@ def adapter_info(record: AdapterRecord) -> AdapterInfo:
         created_at=record.created_at,
         versions=[version_info(version) for version in record.versions],
         aliases=record.aliases,
+        limits=record.limits,
     )
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import String, cast, func, or_, select
 from sqlalchemy.orm import Session, contains_eager, joinedload, selectinload
 
 from graft_client.schemas.adapters import EvaluationSummary
+from graft_server.registry import limits
 from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.database import next_number
 from graft_server.registry.errors import ConflictError, InvalidNameError, UnknownError
@@ -239,6 +240,7 @@ def adapter_record(adapter: Adapter, store: ArtefactStore) -> AdapterRecord:
         created_at=adapter.created_at,
         versions=tuple(version_record(version, store) for version in adapter.versions),
         aliases={alias.name: alias.version.number for alias in adapter.aliases},
+        limits=limits.of_row(adapter.limits),
     )
 
 

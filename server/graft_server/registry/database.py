@@ -14,10 +14,16 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, OperationalError
 from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker
 
-from graft_server.registry.errors import InvalidDatabaseError, NewerDatabaseError, StorageFullError, UnavailableError
+from graft_server.registry.errors import (
+    InvalidDatabaseError,
+    NewerDatabaseError,
+    StorageFullError,
+    UnavailableError,
+    UnstorableError,
+)
 from graft_server.registry.models import Counter, now
 from graft_server.registry.visibility import EVERYTHING, restrictions
 
@@ -104,6 +110,9 @@ class Database:
     def _reported_errors(self) -> Iterator[None]:
         try:
             yield
+        except (DataError, OverflowError) as error:
+            # A NUL in a text, which PostgreSQL has no place for, or a number beyond 64 bits.
+            raise UnstorableError from error
         except DBAPIError as error:
             if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise StorageFullError(self.name) from error

@@ -15,7 +15,7 @@ from graft_server.registry.errors import ConflictError, UnknownError
 from graft_server.registry.models import Dataset, Job, now
 from graft_server.registry.records import DatasetRecord
 from graft_server.registry.stored import StoredFile
-from graft_server.registry.visibility import visible
+from graft_server.registry.visibility import EVERYTHING, visible
 
 _UNFINISHED = tuple(state.value for state in JobState if not state.finished)
 
@@ -95,9 +95,12 @@ def remove(session: Session, identity: str) -> None:
     """
     dataset = find(session, identity)
     uses = or_(Job.dataset == identity, Job.options["validation_dataset"].as_string() == identity)
-    user = session.scalar(select(Job.id).where(uses, Job.state.in_(_UNFINISHED)).limit(1))
-    if user is not None:
-        raise ConflictError(f"dataset {identity!r} is in use by job {user!r}, which is not finished")
+    users = select(Job.id).where(uses, Job.state.in_(_UNFINISHED)).limit(1)
+    # Also by one that the caller may not see, and is not told of.
+    if session.scalar(users.execution_options(**{EVERYTHING: True})) is not None:
+        seen = session.scalar(users)
+        who = f"job {seen!r}, which is not finished" if seen else "a job that is not finished"
+        raise ConflictError(f"dataset {identity!r} is in use by {who}")
     session.delete(dataset)
 
 

@@ -44,6 +44,13 @@ class InvalidNameError(RegistryError):
     """An adapter can't have this name."""
 
 
+class UnstorableError(RegistryError):
+    """A number or a text that no database has a place for, and that therefore nothing has."""
+
+    def __init__(self) -> None:
+        super().__init__("a number in the request is too large, or a text in it has a character that can't be stored")
+
+
 class NewerDatabaseError(RegistryError):
     """The database was written by a newer release."""
 

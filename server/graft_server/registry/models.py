@@ -70,6 +70,7 @@ class Adapter(Table):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     task: Mapped[str] = mapped_column(String(64), index=True)
     created_at: Mapped[datetime]
+    limits: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     versions: Mapped[list[Version]] = relationship(
         back_populates="owner", order_by="Version.number", cascade="all, delete-orphan"
     )
@@ -272,6 +273,7 @@ class ApiKey(Table):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    limits: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class AuditEntry(Table):

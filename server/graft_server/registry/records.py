@@ -10,6 +10,7 @@ from typing import Any
 from graft_client.schemas.adapters import EvaluationSummary
 from graft_client.schemas.jobs import JobProgress, JobState
 from graft_client.schemas.lifecycle import AliasChange, GateReport
+from graft_client.schemas.limits import UNSET, Limits
 from graft_client.schemas.routes import RouteChange, RouteSpec
 from graft_server.registry.stored import StoredFile, manifest_digest
 
@@ -67,6 +68,7 @@ class AdapterRecord:
     versions: tuple[VersionRecord, ...]
     aliases: dict[str, int] = field(default_factory=dict)
     """Version numbers by alias."""
+    limits: Limits = UNSET
 
     @property
     def latest(self) -> VersionRecord:
@@ -192,6 +194,7 @@ class KeyRecord:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    limits: Limits = UNSET
 
     def valid(self, at: datetime) -> bool:
         """Whether it opens anything at this moment."""

@@ -18,7 +18,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
-from graft_server.registry import adapters, audit, claims, datasets, documents, jobs, keys, servers
+from graft_client.schemas.limits import UNSET, Limits, LimitsChange
+from graft_server.registry import adapters, audit, claims, datasets, documents, jobs, keys, limits, servers
 from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.database import Database
@@ -605,6 +606,7 @@ class Registry:
         adapters: Sequence[str] = (),
         tenant: str | None = None,
         expires_at: datetime | None = None,
+        limits: Limits = UNSET,
     ) -> tuple[KeyRecord, str]:
         """Make a key; returns its record, and the key itself, which can't be had again.
 
@@ -612,7 +614,9 @@ class Registry:
             ConflictError: there is no key yet, and this one could make no others.
         """
         with self._database.write() as session:
-            row, secret = keys.create(session, name, scopes, adapters=adapters, tenant=tenant, expires_at=expires_at)
+            row, secret = keys.create(
+                session, name, scopes, adapters=adapters, tenant=tenant, expires_at=expires_at, granted=limits
+            )
             return keys.record(row), secret
 
     def key(self, id: str) -> KeyRecord | None:  # noqa: A002
@@ -640,6 +644,33 @@ class Registry:
         """
         with self._database.write() as session:
             return keys.record(keys.revoke(session, id))
+
+    def limit_key(self, id: str, change: LimitsChange) -> KeyRecord:  # noqa: A002
+        """Change how much a key may ask.
+
+        Raises:
+            UnknownError: there is none.
+        """
+        with self._database.write() as session:
+            row = keys.find(session, id)
+            row.limits = limits.column(change.applied(limits.of_row(row.limits)))
+            return keys.record(row)
+
+    def limit_adapter(self, name: str, change: LimitsChange) -> AdapterRecord:
+        """Change how much an adapter may be asked, by all keys together.
+
+        Raises:
+            UnknownError: there is none.
+        """
+        with self._database.write() as session:
+            row = adapters.find_adapter(session, name)
+            row.limits = limits.column(change.applied(limits.of_row(row.limits)))
+            return adapters.adapter_record(row, self._store)
+
+    def adapter_limits(self) -> dict[str, Limits]:
+        """The limits of all adapters that have any of their own, by name."""
+        with self._database.read() as session:
+            return limits.of_adapters(session)
 
     def audit(self, *, target: str | None = None, before: int | None = None, limit: int = 100) -> list[AuditRecord]:
         """The newest changes first; of one target, and before an entry."""

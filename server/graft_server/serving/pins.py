@@ -103,7 +103,7 @@ class Pins:
             self._failures.pop(version.ref, None)
             await self._let_go(version)
             # An engine that is not up holds no adapter.
-            if self._engine.state in ("ready", "rebuilding"):
+            if self._engine.state in ("ready", "rebuilding", "asleep"):
                 await self._engine.unload(version.engine_id)
 
     def _lock(self, version: VersionRecord) -> asyncio.Lock:

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -87,7 +87,8 @@ class JobStopped(Exception):  # noqa: N818 - the state that it leads to
 
 
 class JobRunner:
-    """See the module. ``on_published`` and ``on_finished`` are called in the event loop and must not block."""
+    """See the module. ``on_published`` and ``on_finished`` are called in the event loop and must not block; a job
+    trains within ``device_turn``."""
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class JobRunner:
         evaluate: Evaluate,
         on_published: Callable[[VersionRecord], None] = lambda version: None,
         on_finished: Callable[[JobRecord], None] = lambda job: None,
+        device_turn: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._registry = registry
         self._host = host
@@ -106,6 +108,7 @@ class JobRunner:
         self._evaluate = evaluate
         self._on_published = on_published
         self._on_finished = on_finished
+        self._device_turn = device_turn
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
@@ -194,7 +197,8 @@ class JobRunner:
     async def _run(self, run: _Run) -> None:
         job = run.job
         try:
-            summary = await self._train(run)
+            async with self._device_turn():
+                summary = await self._train(run)
             evaluation = await self._measure(run, summary)
             version = await self._publish(job, summary, evaluation)
         except JobStopped:
@@ -231,22 +235,28 @@ class JobRunner:
 
     async def _train(self, run: _Run) -> TrainingSummary:
         """Run the worker until it is done, again after a crash: it goes on from its last checkpoint."""
-        dataset = await self._ask(self._registry.dataset, run.job.dataset)
-        watched = run.job.options.get("validation_dataset")
-        validation = None if watched is None else await self._ask(self._registry.dataset, watched)
+        rows, watched = await self._ask(self._datasets, run.job)
         with ExitStack() as held:
             try:
-                for each in filter(None, (dataset, validation)):
-                    await self._ask(_holding(held, self._registry, each))
+                for dataset in filter(None, (rows, watched)):
+                    await self._ask(self._hold, held, dataset)
             except (CorruptArtefactError, StorageFullError) as error:
-                raise JobFailed(f"a dataset can't be read: {error}; resume the job to try it again") from error
-            await self._ask(self._write_spec, run.job, dataset, validation)
+                raise JobFailed(f"the dataset can't be read: {error}; resume the job to try it again") from error
+            await self._ask(self._write_spec, run.job, rows, watched)
+            # Of a worker whose server was killed before it could be told of them.
+            for snapshot in _snapshots(run.job):
+                await run.checkpoint(int(snapshot.name), known=False)
             return await self._work_through(run)
 
+    def _datasets(self, job: JobRecord) -> tuple[DatasetRecord, DatasetRecord | None]:
+        """What a job trains on, and what it is watched on if that is a dataset of its own."""
+        watched = job.options.get("validation_dataset")
+        return self._registry.dataset(job.dataset), None if watched is None else self._registry.dataset(watched)
+
+    def _hold(self, held: ExitStack, dataset: DatasetRecord) -> None:
+        held.enter_context(self._registry.files(dataset))
+
     async def _work_through(self, run: _Run) -> TrainingSummary:
-        # Of a worker whose server was killed before it could be told of them.
-        for snapshot in _snapshots(run.job):
-            await run.checkpoint(int(snapshot.name), known=False)
         for start in range(1, _STARTS + 1):
             code = await run.work()
             if code == DONE and run.summary is not None:
@@ -266,7 +276,7 @@ class JobRunner:
             "machine ran out of memory, lower batch_size or max_length and resume the job"
         )
 
-    def _write_spec(self, job: JobRecord, dataset: DatasetRecord, validation: DatasetRecord | None) -> None:
+    def _write_spec(self, job: JobRecord, dataset: DatasetRecord, watched: DatasetRecord | None) -> None:
         base = self._base
         spec = TrainingSpec(
             job=job.id,
@@ -284,9 +294,10 @@ class JobRunner:
             format=dataset.format,
             # A dataset is stored with bad rows only where its owner said to go on without them.
             skip_bad=dataset.bad_rows > 0,
-            validation=None if validation is None else _data(validation),
+            validation=None if watched is None else _data(watched),
             options=job.options,
             device=self._settings.training_device,
+            memory=self._settings.training_memory,
             plugins=self._settings.plugins,
         )
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -373,11 +384,6 @@ class JobRunner:
             seed=job.options.get("seed"),
             options=job.options,
         )
-
-
-def _holding(held: ExitStack, registry: Registry, dataset: DatasetRecord) -> Callable[[], Path]:
-    """A call that has a dataset's files at hand until ``held`` is closed."""
-    return lambda: held.enter_context(registry.files(dataset))
 
 
 def _data(dataset: DatasetRecord) -> DataSpec:
