@@ -47,6 +47,7 @@ seen.wrong = await refused(client.chat.completions.create({ model: "base", messa
 // Responses
 const response = await client.responses.create({ model: "de", input: "hello you" });
 seen.response = [response.output_text, (await client.responses.retrieve(response.id)).output_text];
+seen.inputs = (await all(client.responses.inputItems.list(response.id))).map((item) => item.content[0].text);
 const parts = await client.responses.create({ model: "de", input: "again", previous_response_id: response.id, stream: true });
 seen.parts = "";
 for await (const event of parts) if (event.type === "response.output_text.delta") seen.parts += event.delta;

@@ -57,6 +57,7 @@ class AdapterTraffic(Schema):
 
 class ServerStatus(Schema):
     version: str
+    name: str = Field("", description="The server's own among those of its registry, as its data folder keeps it.")
     ready: bool
     uptime_seconds: float
     base_model: BaseModelStatus

@@ -72,6 +72,7 @@ async def status(services: ServicesDep) -> ServerStatus:
         loads = {ref: load for ref, load in loads.items() if ref == "base" or view.allows(ref.partition("@")[0])}
     return ServerStatus(
         version=VERSION,
+        name=services.registry.server,
         ready=services.ready,
         uptime_seconds=services.lifecycle.uptime,
         base_model=base,

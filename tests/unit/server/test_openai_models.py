@@ -44,8 +44,9 @@ async def test_a_version_and_a_whole_adapter_are_deleted(sdk: Sdk, services: Ser
     assert [model.id async for model in sdk.asynchronous.models.list()] == ["tiny", "de", "de@2"]
     assert (await asyncio.to_thread(sdk.blocking.models.delete, "de")).deleted
     assert [model.id async for model in sdk.asynchronous.models.list()] == ["tiny"]
-    with pytest.raises(openai.NotFoundError):
-        await sdk.asynchronous.models.delete("de")
+    for model in ("de", "de@1", f"de@{10**30}", f"de@{'1' * 5000}"):
+        with pytest.raises(openai.NotFoundError):
+            await sdk.asynchronous.models.delete(model)
 
 
 @pytest.mark.parametrize(

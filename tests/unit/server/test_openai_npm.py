@@ -49,6 +49,7 @@ async def test_every_route(services: Services, tmp_path: Path) -> None:
         "dimensions": 2,
         "wrong": ["BadRequestError", 400, "invalid_request"],
         "response": ["de@1: hello you", "de@1: hello you"],
+        "inputs": ["hello you"],
         "parts": "de@1: again",
         "gone": ["NotFoundError", 404, "unknown_response"],
         "processed": "processed",

@@ -40,12 +40,11 @@ async def show_model(model: str, services: ServicesDep) -> Model:
 @router.delete("/{model:path}")
 async def delete_model(model: str, services: ServicesDep) -> ModelDeleted:
     """Delete an adapter with all its versions, or one version (`name@N`)."""
-    name, _, which = model.partition("@")
-    if which.isdecimal():
-        await remove_version(services, name, int(which))
+    version = await asyncio.to_thread(_deletable, services, model)
+    if "@" in model:
+        await remove_version(services, version.adapter, version.version)
     else:
-        await asyncio.to_thread(_require_adapter, services, model)
-        await remove_adapter(services, model)
+        await remove_adapter(services, version.adapter)
     return ModelDeleted(id=model)
 
 
@@ -53,20 +52,23 @@ def _base(services: Services, name: str) -> Model:
     return Model(id=name, created=int(services.lifecycle.started_wall), root=services.base_name)
 
 
-def _require_adapter(services: Services, model: str) -> None:
-    """
+def _deletable(services: Services, model: str) -> VersionRecord:
+    """The version that a name leads to.
+
     Raises:
         ProblemError: the model is the base model, an alias or a route.
         UnknownError: there is no such model.
     """
     if model in ("base", services.base_name):
         raise ProblemError("conflict", "the base model can't be deleted; the server was started with it")
-    if isinstance(services.registry.target(model), RouteRecord):
+    target = services.registry.target(model)
+    if isinstance(target, RouteRecord):
         raise ProblemError("conflict", f"{model!r} is a route; delete it with DELETE /api/routes/{model}")
-    name, at, alias = model.partition("@")
-    if at:
-        hint = f"delete the version, {name}@N, or the alias with DELETE /api/adapters/{name}/aliases/{alias}"
+    name, at, which = model.partition("@")
+    if at and not which.isdecimal():
+        hint = f"delete the version, {target.ref}, or the alias with DELETE /api/adapters/{name}/aliases/{which}"
         raise ProblemError("conflict", f"{model!r} is an alias; {hint}")
+    return target
 
 
 def _adapter_models(record: AdapterRecord) -> Iterator[Model]:
