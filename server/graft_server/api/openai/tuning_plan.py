@@ -41,7 +41,7 @@ def create_tuning(services: Services, body: FineTuningCreate) -> JobRecord:
     if body.validation_file is not None:
         given["validation_dataset"] = _dataset(services, body.validation_file, body.task, "validation_file").id
     options = check_plan(services, JobPlan(task=body.task, adapter=adapter, method=body.method_name, options=given))
-    request = {
+    request: dict[str, Any] = {
         "training_file": body.training_file,
         "validation_file": body.validation_file,
         "suffix": body.suffix,
