@@ -11,7 +11,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 DEMO_BIN := $(if $(filter vllm,$(ENGINE)),$(VLLM_BIN),$(BIN))
 
-.PHONY: help setup vllm-cpu demo test test-fast test-vllm soak check format bench bench-vllm clean
+.PHONY: help setup vllm-cpu demo test test-fast test-vllm soak fuzz check format bench bench-vllm clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ test-vllm: vllm-cpu ## The engine contract and what concerns vLLM alone, in vLLM
 
 soak: setup ## Everything at once on the engine for SOAK_SECONDS (600)
 	@SOAK_SECONDS=$${SOAK_SECONDS:-600} GOMP_SPINCOUNT=20000 $(BIN)/python -m pytest -s tests/soak
+
+fuzz: setup ## The server's OpenAPI document against the server, FUZZ_EXAMPLES (300) an operation
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-300} $(BIN)/python -m pytest -s tests/unit/server/test_openapi.py
 
 check: setup ## Lint, format and types
 	@$(BIN)/ruff check .

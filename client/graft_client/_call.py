@@ -29,12 +29,14 @@ class Upload:
     fields: Mapping[str, str]
     files: tuple[Path, ...]
     progress: Progress | None = None
+    profile: tuple[Path, ...] = ()
 
     def open(self, stack: ExitStack) -> list[tuple[str, tuple[str, BinaryIO, str]]]:
         """The files as httpx takes them, open until ``stack`` closes."""
         return [
-            ("files", (path.name, stack.enter_context(_CountedFile(path, self.progress)), _OCTETS))
-            for path in self.files
+            (part, (path.name, stack.enter_context(_CountedFile(path, self.progress)), _OCTETS))
+            for part, paths in (("files", self.files), ("profile", self.profile))
+            for path in paths
         ]
 
 

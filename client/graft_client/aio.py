@@ -124,6 +124,8 @@ class AsyncClient:
     create_key = _single(calls.create_key)
     keys = _single(calls.keys)
     revoke_key = _single(calls.revoke_key)
+    limit_key = _single(calls.limit_key)
+    limit_adapter = _single(calls.limit_adapter)
     audit = _single(calls.audit)
 
     async def send(self, call: Call[T]) -> T:

@@ -33,6 +33,7 @@ from graft_client.schemas.lifecycle import (
     GcRequest,
     PromoteRequest,
 )
+from graft_client.schemas.limits import LimitsChange
 from graft_client.schemas.predict import (
     BulkLine,
     BulkRequest,
@@ -215,9 +216,12 @@ def version(name: str, which: int | str) -> Call[VersionInfo]:
     return _get(f"/api/adapters/{_segment(name)}/versions/{_segment(str(which))}", _document(VersionInfo))
 
 
-def register_adapter(files: Paths, *, name: str, task: str, progress: Progress | None = None) -> Call[VersionInfo]:
-    """Publishes the files of a PEFT adapter as the next version of ``name``."""
-    upload = Upload({"name": name, "task": task}, _existing(files), progress)
+def register_adapter(
+    files: Paths, *, name: str, task: str, profile: Paths = (), progress: Progress | None = None
+) -> Call[VersionInfo]:
+    """Publishes the files of a PEFT adapter as the next version of ``name``; the rows of ``profile`` tell ``auto`` what
+    it is for."""
+    upload = Upload({"name": name, "task": task}, _existing(files), progress, _existing(profile) if profile else ())
     return Call("POST", "/api/adapters", _document(VersionInfo), upload=upload)
 
 
@@ -430,11 +434,18 @@ def create_key(
     adapters: Sequence[str] = (),
     tenant: str | None = None,
     expires_at: datetime | None = None,
+    limits: Mapping[str, int | None] | None = None,
 ) -> Call[NewKey]:
     """Makes a key; the answer is the only place where it is shown. Limited to ``adapters`` (names, ``*`` stands for
-    anything) or to a ``tenant``'s, it sees nothing else."""
+    anything) or to a ``tenant``'s, it sees nothing else. ``limits`` has fields of ``Limits``."""
     body = _request(
-        KeyCreate, name=name, scopes=list(scopes), adapters=list(adapters), tenant=tenant, expires_at=expires_at
+        KeyCreate,
+        name=name,
+        scopes=list(scopes),
+        adapters=list(adapters),
+        tenant=tenant,
+        expires_at=expires_at,
+        **({"limits": dict(limits)} if limits else {}),
     )
     return Call("POST", "/api/keys", _document(NewKey), body=body)
 
@@ -447,6 +458,19 @@ def keys() -> Call[list[KeyInfo]]:
 def revoke_key(id: str) -> Call[KeyInfo]:  # noqa: A002
     """Ends a key at once; what it has in flight ends within a second."""
     return Call("DELETE", f"/api/keys/{_segment(id)}", _document(KeyInfo), repeatable=True)
+
+
+def limit_key(id: str, **limits: int | None) -> Call[KeyInfo]:  # noqa: A002
+    """Changes how much a key may ask, by fields of ``Limits``: 0 is without a limit, None what the server is set to.
+    Those that are left out stay as they are."""
+    body = _limits(limits)
+    return Call("POST", f"/api/keys/{_segment(id)}/limits", _document(KeyInfo), body=body, repeatable=True)
+
+
+def limit_adapter(name: str, **limits: int | None) -> Call[AdapterInfo]:
+    """Changes how much an adapter may be asked by all keys together; see ``limit_key``."""
+    body = _limits(limits)
+    return Call("POST", f"/api/adapters/{_segment(name)}/limits", _document(AdapterInfo), body=body, repeatable=True)
 
 
 def audit(*, target: str | None = None, before: int | None = None, limit: int | None = None) -> Call[list[AuditItem]]:
@@ -524,6 +548,12 @@ def _request(model: type[M], **fields: Any) -> M:
         place = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{place}: {message}" if place else message) from None
+
+
+def _limits(changed: Mapping[str, int | None]) -> LimitsChange:
+    body = _request(LimitsChange, **changed)
+    # None is a change here: back to what the server is set to.
+    return body.model_copy(update={name: None for name, value in changed.items() if value is None})
 
 
 def _pin(name: str, number: int) -> str:

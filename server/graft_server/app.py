@@ -7,7 +7,8 @@ import logging
 import shutil
 import socket
 import sys
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, nullcontext
+from datetime import timedelta
 from functools import partial
 
 from fastapi import FastAPI
@@ -33,6 +34,7 @@ from graft_server.api import (
     jobs,
     keys,
     middleware,
+    openapi,
     predict,
     problems,
     routes,
@@ -47,12 +49,14 @@ from graft_server.engine.base import Engine, EngineError
 from graft_server.engine.messages import EngineConfig
 from graft_server.engine.stats_cache import StatsCache
 from graft_server.engine.supervisor import SupervisedEngine
+from graft_server.follower import Follower
 from graft_server.http_server import HttpServer, bind, is_loopback, url_of
 from graft_server.instance import claimed, write_note
 from graft_server.observability import Metrics, configure_logging
 from graft_server.observers import Observers
 from graft_server.plugins import server_plugins
 from graft_server.progress import StartupProgress
+from graft_server.quotas.meter import Meter
 from graft_server.registry import Registry, RegistryError
 from graft_server.registry.records import JobRecord, VersionRecord
 from graft_server.routing.auto.catalogue import FOLDER as PROFILES
@@ -70,8 +74,12 @@ from graft_server.serving.guards import CanaryStop, Guards
 from graft_server.serving.job_results import JobResults
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
+from graft_server.serving.presence import Presence
+from graft_server.serving.retention import Retention
 from graft_server.serving.shadows import FOLDER, Shadows
 from graft_server.serving.tuning_results import keep_figures
+from graft_server.training.device_turns import DeviceTurns
+from graft_server.training.memory_budget import check_memory_budget
 from graft_server.training.runner import JobRunner
 
 log = logging.getLogger(__name__)
@@ -118,18 +126,26 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         turn_seconds=settings.max_turn_seconds,
     )
     turnstile = Turnstile(gate, on_enqueue=engine.prefetch)
-    states = StateCache()
+    states = StateCache(files=registry.files)
     profiles = ProfileCatalogue(registry, host, states, settings.data_dir / PROFILES)
     auto = AutoRouter(registry, host, profiles, threshold=settings.auto_threshold, below=settings.auto_below)
     resolver = Resolver(registry, host, states, auto, base_name=lambda: base_name(engine, settings))
     guards = Guards(CanaryStop(registry))
     shadows = Shadows(settings.data_dir / FOLDER)
+    meter = Meter(
+        registry.adapter_limits,
+        key_defaults=settings.key_limits,
+        adapter_defaults=settings.adapter_limits,
+        refused=metrics.rate_limited,
+    )
     predictor = Predictor(
+        registry=registry,
         resolver=resolver,
         engine=engine,
         turnstile=turnstile,
         observers=observers,
         metrics=metrics,
+        meter=meter,
         guards=guards,
         shadows=shadows,
         timeout=settings.request_timeout_seconds,
@@ -144,13 +160,14 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         resolver=resolver,
         predictor=predictor,
         evaluator=Evaluator(predictor, engine, concurrency=settings.max_sequences),
-        embedder=Embedder(engine, turnstile, metrics, observers),
+        embedder=Embedder(engine, turnstile, metrics, observers, meter),
         pins=pins,
         profiles=profiles,
         guards=guards,
         shadows=shadows,
         cleaner=Cleaner(registry, pins, predictor.traffic),
         keyring=Keyring(registry),
+        meter=meter,
         metrics=metrics,
         observers=observers,
     )
@@ -171,9 +188,10 @@ def create_app(services: Services) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router)
     problems.install(app)
+    openapi.install(app)
     # The last one added is the outermost.
     app.add_middleware(middleware.BodyLimit, limit=services.settings.max_body_mib * 2**20)
-    app.add_middleware(access.Access, keyring=services.keyring)
+    app.add_middleware(access.Access, keyring=services.keyring, meter=services.meter)
     app.add_middleware(middleware.Drain, lifecycle=services.lifecycle)
     app.add_middleware(middleware.RequestContext, metrics=services.metrics)
     return app
@@ -198,7 +216,11 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
         try:
             database = settings.database_url
             registry = await asyncio.to_thread(
-                Registry.open, settings.data_dir, database.get_secret_value() if database is not None else None
+                Registry.open,
+                settings.data_dir,
+                database.get_secret_value() if database is not None else None,
+                settings.artefacts_url,
+                cache_bytes=settings.artefacts_cache_mib << 20,
             )
         except RegistryError as error:
             raise GraftError(str(error)) from error
@@ -250,6 +272,7 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     """Bring up the engine, the pinned versions and the jobs, while HTTP already answers what it can."""
     settings = services.settings
     try:
+        check_memory_budget(settings)
         await services.engine.start()
         base = await asyncio.to_thread(base_model.resolve, settings.base_model, settings.cache_dir)
     except (EngineError, base_model.BaseModelError) as error:
@@ -265,9 +288,30 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     # First, so that a batch that comes in meanwhile is in neither's blind spot.
     services.batches = answering
     await answering.start()
+    for task in _background(services):
+        stack.callback(task.cancel)
     progress.close()
     sys.stdout.write(f"Serving {base.name} at {url}\n")
     sys.stdout.flush()
+    await services.cleaner.collect_objects()
+
+
+def _background(services: Services) -> list[asyncio.Task[None]]:
+    """What a server does by itself as one of several."""
+    settings, registry = services.settings, services.registry
+    tasks = {"follower": Follower(registry, services.follow).run()}
+    if registry.has_others:
+        tasks["presence"] = Presence(registry, services.predictor.traffic).run()
+    if settings.retention_keep is not None:
+        retention = Retention(
+            registry,
+            services.cleaner,
+            keep=settings.retention_keep,
+            days=settings.retention_days,
+            interval=timedelta(hours=settings.retention_hours),
+        )
+        tasks["retention"] = retention.run()
+    return [asyncio.create_task(work, name=name) for name, work in tasks.items()]
 
 
 def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
@@ -294,6 +338,7 @@ def _job_runner(services: Services, base: base_model.BaseModel) -> JobRunner:
         evaluate=JobResults(services.host, services.evaluator).evaluate,
         on_published=published,
         on_finished=finished,
+        device_turn=DeviceTurns(services.engine).training if services.settings.sleep_while_training else nullcontext,
     )
 
 
@@ -325,6 +370,8 @@ def _engine_config(settings: Settings) -> EngineConfig:
         max_batch_tokens=settings.max_batch_tokens,
         max_sequences=settings.max_sequences,
         kv_cache_mib=settings.kv_cache_mib,
+        memory=settings.engine_memory,
+        sleeps=settings.sleep_while_training,
         cuda_graphs=settings.cuda_graphs,
         host_cache_mib=settings.host_cache_mib,
         plugins=settings.plugins,

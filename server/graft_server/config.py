@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from graft_client.errors import UsageError
+from graft_client.schemas.limits import Limits
 
 CONFIG_FILE = "graft.toml"
 
@@ -34,6 +35,14 @@ class Settings(BaseSettings):
         None,
         description="The registry's database, `postgresql://user:password@host/name`; SQLite in the data folder if not "
         "set.",
+    )
+    artefacts_url: str | None = Field(
+        None,
+        description="Where artefacts and datasets lie, for all servers of one registry: `file:///shared/folder`, "
+        "`s3://bucket/prefix` or another fsspec URL; the data folder if not set.",
+    )
+    artefacts_cache_mib: int = Field(
+        10240, ge=1, description="Of an object store, artefacts and datasets kept in the data folder, in MiB."
     )
     cache_dir: Path = Field(Path("~/.cache/graftwork"), description="Converted base models (also `GRAFT_CACHE`).")
     engine: Literal["auto", "torch", "vllm"] = Field(
@@ -70,6 +79,26 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="Time of a request that brings no timeout of its own, waiting included."
     )
+    key_requests_per_minute: int | None = Field(
+        None,
+        ge=0,
+        description="Requests a minute of a key without such a limit of its own; no limit if not set.",
+    )
+    key_tokens_per_minute: int | None = Field(
+        None, ge=0, description="Tokens a minute of a key without such a limit of its own; no limit if not set."
+    )
+    key_tokens_per_day: int | None = Field(
+        None, ge=0, description="Tokens a day of a key without such a limit of its own; no limit if not set."
+    )
+    adapter_requests_per_minute: int | None = Field(
+        None, ge=0, description="Requests a minute for an adapter without such a limit of its own; no limit if not set."
+    )
+    adapter_tokens_per_minute: int | None = Field(
+        None, ge=0, description="Tokens a minute for an adapter without such a limit of its own; no limit if not set."
+    )
+    adapter_tokens_per_day: int | None = Field(
+        None, ge=0, description="Tokens a day for an adapter without such a limit of its own; no limit if not set."
+    )
     auto_threshold: float = Field(
         0.067, ge=0, le=1, description="Least confidence with which `auto` chooses an adapter by the text."
     )
@@ -79,7 +108,26 @@ class Settings(BaseSettings):
     max_body_mib: int = Field(256, ge=1, description="Largest request body, in MiB.")
     drain_seconds: float = Field(30.0, ge=0, description="How long SIGTERM waits for requests in flight.")
     training_device: str = Field("auto", description="Where jobs train.")
+    engine_memory: float | None = Field(
+        None, gt=0, le=1, description="Share of a CUDA device's memory that the engine may take; no limit if not set."
+    )
+    training_memory: float | None = Field(
+        None, gt=0, le=1, description="Share of a CUDA device's memory that each job may take; no limit if not set."
+    )
+    sleep_while_training: bool = Field(
+        False, description="The vLLM engine leaves its CUDA device to jobs while they train, and requests wait."
+    )
     max_jobs: int = Field(1, ge=0, description="Training jobs that run at once; 0 pauses the queue.")
+    job_lease_seconds: float = Field(
+        30.0, ge=1, description="Without a sign of its server for so long, a job goes on on another server."
+    )
+    retention_keep: int | None = Field(
+        None,
+        ge=1,
+        description="Newest versions of each adapter that stay; older ones go by themselves. All if not set.",
+    )
+    retention_days: float = Field(7.0, ge=0, description="With `retention_keep`, younger versions stay as well.")
+    retention_hours: float = Field(1.0, gt=0, description="How often old versions are looked for.")
     plugins: str = Field("*", description="Comma-separated plugins to load; `*` loads every installed one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["auto", "plain", "json"] = Field(
@@ -88,6 +136,19 @@ class Settings(BaseSettings):
     metrics_adapters: int = Field(
         100, ge=0, le=1000, description="Adapters with a label of their own in `/metrics`; the others share `other`."
     )
+
+    @property
+    def key_limits(self) -> Limits:
+        """What a key without limits of its own may ask."""
+        return self._limits("key")
+
+    @property
+    def adapter_limits(self) -> Limits:
+        """What an adapter without limits of its own may be asked."""
+        return self._limits("adapter")
+
+    def _limits(self, owner: str) -> Limits:
+        return Limits(**{name: getattr(self, f"{owner}_{name}") for name in Limits.model_fields})
 
 
 def load_settings(config: Path | None, overrides: Mapping[str, Any]) -> Settings:

@@ -23,7 +23,8 @@ request_id: ContextVar[str | None] = ContextVar("graft_request_id", default=None
 
 LogFormat = Literal["auto", "plain", "json"]
 
-_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+#: Not a key that was put into the wrong header: it would be logged.
+_ACCEPTABLE_ID = re.compile(r"(?!graft_)[A-Za-z0-9._-]{1,64}")
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -97,6 +98,12 @@ class Metrics:
         self.registry.register(self.requests)
         self.rejected = Counter(
             "graft_rejected", "Requests refused because the queue was full.", registry=self.registry
+        )
+        self.rate_limited = Counter(
+            "graft_rate_limited",
+            "Requests refused by a limit, by whose (key or adapter) and of what (requests or tokens).",
+            ["owner", "figure"],
+            registry=self.registry,
         )
         self.queued = Gauge("graft_queued", "Model requests waiting to enter the engine.", registry=self.registry)
         self.running = Gauge("graft_running", "Model requests in the engine.", registry=self.registry)

@@ -19,8 +19,10 @@ from graft_server.registry.errors import (
     InvalidNameError,
     RefusedArtefactError,
     StorageFullError,
+    StoreUnavailableError,
     UnavailableError,
     UnknownError,
+    UnstorableError,
 )
 from graft_server.training.options import OptionError
 
@@ -62,7 +64,9 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown-format": (422, "No such data format"),
     "unservable": (422, "The engine can't serve this"),
     "prompt-too-long": (422, "The prompt does not fit the context"),
+    "beyond-limit": (422, "The request is larger than a limit"),
     "overloaded": (429, "Too many requests are waiting"),
+    "rate-limited": (429, "A limit of requests or tokens is reached"),
     "adapter-unloadable": (500, "The adapter can't be loaded"),
     "plugin-fault": (500, "A plugin failed"),
     "engine-error": (500, "The engine failed"),
@@ -70,6 +74,7 @@ CODES: dict[str, tuple[int, str]] = {
     "engine-died": (502, "The engine's process ended"),
     "engine-unavailable": (503, "The engine is not running"),
     "registry-unavailable": (503, "The registry's database does not answer"),
+    "artefacts-unavailable": (503, "The artefact store does not answer"),
     "not-ready": (503, "The server is not ready"),
     "draining": (503, "The server is shutting down"),
     "deadline-exceeded": (504, "The request's time is over"),
@@ -116,8 +121,16 @@ def as_problem(error: BaseException) -> ProblemError | None:
         case OptionError():
             place = FieldError(place=f"options.{error.name}", message=str(error))
             return ProblemError(error.code, str(error), nearest=error.nearest, errors=[place])
+        case UnstorableError():
+            return ProblemError("invalid-request", str(error))
         case InvalidNameError():
             return ProblemError("invalid-name", str(error))
+        case StoreUnavailableError():
+            return ProblemError(
+                "artefacts-unavailable",
+                "the artefact store does not answer; what is loaded or in the cache is served, try the rest again soon",
+                retry_after=5,
+            )
         case UnavailableError():
             # Which database it is stands in the log.
             return ProblemError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ from graft_server.engine.stats_cache import StatsCache
 from graft_server.lifecycle import Lifecycle
 from graft_server.observability import Metrics
 from graft_server.observers import Observers
+from graft_server.quotas.meter import Meter
 from graft_server.registry import Registry
 from graft_server.routing.auto.catalogue import ProfileCatalogue
 from graft_server.routing.resolver import Resolver
@@ -68,6 +70,7 @@ class Services:
     guards: Guards
     shadows: Shadows
     keyring: Keyring
+    meter: Meter
     metrics: Metrics
     observers: Observers
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
@@ -89,6 +92,14 @@ class Services:
         if self.engine.state in ("starting", "failed", "stopped"):
             return None
         return f"fp_{self.engine.model.fingerprint[:12]}"
+
+    async def follow(self) -> None:
+        """Act on changes of the registry that may be another server's."""
+        if self.jobs is not None:
+            self.jobs.wake()
+        await self.pins.restore()
+        # So that no request has to wait for a profile to be made.
+        await asyncio.to_thread(self.profiles.refresh)
 
     @property
     def uploads(self) -> Path:

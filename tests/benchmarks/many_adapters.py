@@ -31,8 +31,9 @@ from graft_server.base_model import BaseModel
 from graft_server.bench.random_adapters import locate
 from graft_server.plugins import server_plugins
 from graft_server.registry import Registry, adapters
-from graft_server.registry.artefacts import ArtefactStore, Staged, StoredFile
+from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.database import Database
+from graft_server.registry.stored import StoredFile
 from graft_server.routing.auto.catalogue import FOLDER, ProfileCatalogue
 from graft_server.routing.auto.choice import AutoRouter
 from graft_server.routing.resolver import Resolver

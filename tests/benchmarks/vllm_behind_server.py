@@ -1,8 +1,12 @@
 """Adapters through our server on vLLM, over ``vllm serve``: 8 over 8 slots, and 64 over 8 slots.
 
-A closed loop of 64 clients, each request for an adapter drawn uniformly, prompts of 32 words, 32 new tokens, through
-the same load generator. ``serve`` is ``vllm serve --enable-lora --max-loras 8`` as it ships; ``serve, our wrapper`` is
-the same with the wrapper of ``graft_server.engine.vllm`` and ``--enforce-eager``, which it needs.
+A closed loop of ``--clients``, each request for an adapter drawn uniformly, prompts of 32 words, 32 new tokens, through
+the same load generator; 64 sequences at once. With 512 clients some eight requests wait for each of 64 adapters, as in
+``more_adapters_than_slots``; with 64, 8 slots hold some 8 rows whatever their order.
+
+``serve`` is ``vllm serve --enable-lora --max-loras 8`` as it ships; ``serve, our wrapper`` is the same with the wrapper
+of ``graft_server.engine.vllm`` and ``--enforce-eager``, which it needs. Our server on the torch engine is measured
+beside it, for the choice between the engines. ``--sides`` measures some of them, for the figures that need no others.
 
     PYTHONPATH=tests python tests/benchmarks/vllm_behind_server.py --base-model FOLDER
 """
@@ -31,8 +35,9 @@ from graft_server.bench.random_adapters import locate
 from graft_server.engine.vllm.plugin import SWITCH
 from support.processes import eventually, running
 
-SLOTS, MANY, CLIENTS = 8, 64, 64
-OURS, SERVE, SERVE_OURS = "ours", "serve", "serve, our wrapper"
+SLOTS, MANY, SEQUENCES, CLIENTS = 8, 64, 64, 512
+OURS, SERVE, SERVE_OURS, TORCH = "ours", "serve", "serve, our wrapper", "torch"
+SIDES = (OURS, SERVE, SERVE_OURS, TORCH)
 
 
 @contextmanager
@@ -41,10 +46,17 @@ def vllm_serve(base: BaseModel, adapters: dict[str, Path], *, wrapper: bool) -> 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    vllm = str(Path(sys.executable).parent / "vllm")
-    command = [vllm, "serve", str(base.path), "--port", str(port), "--dtype", "bfloat16", "--max-model-len", "1024"]
+    # What `vllm serve` runs; that command itself asks for a distribution named `vllm`, which the CPU build is not.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base.path)]
+    command += ["--port", str(port), "--dtype", "bfloat16", "--max-model-len", "1024"]
     command += ["--kv-cache-memory-bytes", str(1 << 30), "--enable-lora", "--max-loras", str(SLOTS)]
-    command += ["--max-lora-rank", str(RANK), *(["--enforce-eager"] if wrapper else [])]
+    command += [
+        "--max-num-seqs",
+        str(SEQUENCES),
+        "--max-lora-rank",
+        str(RANK),
+        *(["--enforce-eager"] if wrapper else []),
+    ]
     command += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
     environment = {**os.environ, SWITCH: "1" if wrapper else "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -64,9 +76,9 @@ def vllm_serve(base: BaseModel, adapters: dict[str, Path], *, wrapper: bool) -> 
         process.wait(60)
 
 
-async def load(url: str, models: list[str], requests: int, seed: int) -> tuple[float, float]:
+async def load(url: str, models: list[str], clients: int, requests: int, seed: int) -> tuple[float, float]:
     """Output tokens a second, and the p99 of the latency in seconds."""
-    settings = settings_of(url, models, prompt=32, output=32, concurrency=CLIENTS, requests=requests, seed=seed)
+    settings = settings_of(url, models, prompt=32, output=32, concurrency=clients, requests=requests, seed=seed)
     measured = await measure(settings)
     latencies = sorted(record.latency for record in measured.records)
     tokens = sum(record.output_tokens for record in measured.records)
@@ -76,15 +88,18 @@ async def load(url: str, models: list[str], requests: int, seed: int) -> tuple[f
 def main() -> None:
     own = parser(__doc__)
     own.set_defaults(pairs=1)
-    own.add_argument("--requests", type=int, default=256, help="of one measurement")
+    own.add_argument("--clients", type=int, default=CLIENTS, help="each with one request at a time")
+    own.add_argument("--requests", type=int, default=768, help="of one measurement")
+    own.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="measure these only")
     arguments = own.parse_args()
     base = locate(arguments.base_model)
     speeds, p99 = Samples(), Samples()
 
     def both(side: str, url: str, names: list[str], pair: int) -> None:
-        asyncio.run(load(url, names, MANY, seed=-1))
+        asyncio.run(load(url, names, MANY, MANY, seed=-1))
         for count in (SLOTS, MANY):
-            speed, slowest = asyncio.run(load(url, names[:count], arguments.requests, 2 * pair + (count == SLOTS)))
+            clients, requests, seed = arguments.clients, arguments.requests, 2 * pair + (count == SLOTS)
+            speed, slowest = asyncio.run(load(url, names[:count], clients, requests, seed))
             speeds.add(f"{side} {count}", speed, "tokens/s")
             p99.add(f"{side} {count}", slowest, "s")
 
@@ -93,19 +108,29 @@ def main() -> None:
         data_dir = Path(folder) / "data"
         names = register(base, data_dir, folders, MANY)
         adapters = {name: folders[i % len(folders)] for i, name in enumerate(names)}
-        for pair, side in turns(arguments.pairs, [OURS, SERVE, SERVE_OURS]):
-            if side == OURS:
-                with running(base.path, data_dir, engine="vllm", max_slots=str(SLOTS), max_rank=str(RANK)) as server:
+        for pair, side in turns(arguments.pairs, arguments.sides):
+            if side in (OURS, TORCH):
+                engine = "vllm" if side == OURS else "torch"
+                sizes = {"max_slots": str(SLOTS), "max_rank": str(RANK), "max_sequences": str(SEQUENCES)}
+                with running(base.path, data_dir, engine=engine, **sizes) as server:
                     both(side, server.url, names, pair)
             else:
                 with vllm_serve(base, adapters, wrapper=side == SERVE_OURS) as url:
                     both(side, url, names, pair)
+    eight, many = ({side: f"{side} {count}" for side in SIDES} for count in (SLOTS, MANY))
+    wanted = [
+        ("vllm_ours_over_serve_same_wrapper", speeds, eight[OURS], eight[SERVE_OURS]),
+        ("vllm_ours_over_serve", speeds, eight[OURS], eight[SERVE]),
+        ("vllm_cliff_throughput", speeds, many[OURS], many[SERVE]),
+        ("vllm_cliff_p99", p99, many[OURS], many[SERVE]),
+        ("vllm_slots64over8", speeds, many[OURS], eight[OURS]),
+        ("vllm_server8_over_torch", speeds, eight[OURS], eight[TORCH]),
+        ("vllm_server64_over_torch", speeds, many[OURS], many[TORCH]),
+    ]
     figures = [
-        ratio("vllm_ours_over_serve_same_wrapper", speeds[f"{OURS} {SLOTS}"], speeds[f"{SERVE_OURS} {SLOTS}"]),
-        ratio("vllm_ours_over_serve", speeds[f"{OURS} {SLOTS}"], speeds[f"{SERVE} {SLOTS}"]),
-        ratio("vllm_cliff_throughput", speeds[f"{OURS} {MANY}"], speeds[f"{SERVE} {MANY}"]),
-        ratio("vllm_cliff_p99", p99[f"{OURS} {MANY}"], p99[f"{SERVE} {MANY}"]),
-        ratio("vllm_slots64over8", speeds[f"{OURS} {MANY}"], speeds[f"{OURS} {SLOTS}"]),
+        ratio(name, samples[above], samples[below])
+        for name, samples, above, below in wanted
+        if above in samples and below in samples
     ]
     write_report("vllm_behind_server", figures)
 

@@ -114,6 +114,12 @@ class ScriptedEngine:
     async def stop(self) -> None:
         self.state = "stopped"
 
+    async def sleep(self) -> None:
+        self.state, self.error = "asleep", "a job has the device"
+
+    async def wake(self) -> None:
+        self.state, self.error = "ready", None
+
     async def validate(self, source: AdapterSource) -> None:
         self.validated.append(source)
         if self.unloadable:

@@ -72,7 +72,8 @@ def make_services(
 ) -> Services:
     """Wired services over a fresh data folder, a real registry and the real plugins."""
     chosen = Settings(base_model="tiny", data_dir=folder / "data", **settings)
-    registry = Registry.open(chosen.data_dir)
+    database = chosen.database_url.get_secret_value() if chosen.database_url else None
+    registry = Registry.open(chosen.data_dir, database, chosen.artefacts_url)
     extra = [*server_plugins(), *([("extra", plugin)] if plugin else [])]
     host = PluginHost.load(only="", extra=extra)
     services = assemble(chosen, registry, host, engine or ScriptedEngine())

@@ -24,7 +24,7 @@ _COMMANDS = {
     "chat": ("graft_client.cli.chat:chat", "Talk with an adapter."),
     "plugins": ("graft_client.cli.plugins:plugins", "The plugins that the server has loaded."),
     "status": ("graft_client.cli.status:status", "Base model, engine, queues and jobs."),
-    "keys": ("graft_client.cli.keys:keys", "Make, list and revoke API keys."),
+    "keys": ("graft_client.cli.keys:keys", "Make, list, limit and revoke API keys."),
     "audit": ("graft_client.cli.audit:audit", "Who changed what, and when."),
     "completion": ("graft_client.cli.completion:completion", "Print a shell's completion script."),
 }

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from graft_client.errors import DataError, ProtocolError, UsageError
 
 _REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
-_OPTIONAL = ("task_state.json", "graft.json")
+_OPTIONAL = ("task_state.json", "graft.json", "profile.safetensors")
+#: What of an adapter is sent: nothing that could run code.
+FILES = (*_REQUIRED, *_OPTIONAL)
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -25,23 +27,31 @@ def adapter_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
-    weights = folder / _REQUIRED[1]
-    if not weights.is_file():
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
-        if pickled:
-            raise DataError(
-                f"{folder / pickled[0]}: pickled weights can run code when they are loaded and are refused;"
-                f" save them as {_REQUIRED[1]} (PEFT's save_pretrained does so by default)"
-            )
-    for name in _REQUIRED:
-        if not (folder / name).is_file():
-            raise DataError(f"{folder / name}: missing; a PEFT adapter folder holds {' and '.join(_REQUIRED)}")
-    files = [folder / name for name in (*_REQUIRED, *_OPTIONAL) if (folder / name).is_file()]
+    check_names({path.name for path in folder.iterdir() if path.is_file()}, str(folder))
+    files = [folder / name for name in FILES if (folder / name).is_file()]
     for file in files:
         # A folder from somebody else must not send what lies beside it.
         if not file.resolve().is_relative_to(folder.resolve()):
             raise DataError(f"{file}: a link that leaves the folder, to {file.resolve()}; copy the file instead")
     return files
+
+
+def check_names(names: Collection[str], place: str) -> None:
+    """Whether what lies at ``place`` is an adapter that can be sent.
+
+    Raises:
+        DataError: a file is missing, or the weights are pickled.
+    """
+    if _REQUIRED[1] not in names:
+        pickled = sorted(name for name in names if name.endswith(_PICKLED))
+        if pickled:
+            raise DataError(
+                f"{place}/{pickled[0]}: pickled weights can run code when they are loaded and are refused;"
+                f" save them as {_REQUIRED[1]} (PEFT's save_pretrained does so by default)"
+            )
+    for name in _REQUIRED:
+        if name not in names:
+            raise DataError(f"{place}/{name}: missing; a PEFT adapter folder holds {' and '.join(_REQUIRED)}")
 
 
 def check_target(folder: Path, *, force: bool) -> None:
@@ -58,12 +68,19 @@ def check_target(folder: Path, *, force: bool) -> None:
 
 @contextmanager
 def opened(place: Path) -> Iterator[Path]:
-    """An adapter folder; for a zip archive, one that it is unpacked into for the body of the ``with``. Where all its
-    files lie in one folder, as archives of folders have it, that is the adapter's.
+    """An adapter folder; for a zip archive or a hub id, one that it is brought to for the body of the ``with``. Where
+    all files of an archive lie in one folder, as archives of folders have it, that is the adapter's.
 
     Raises:
+        GraftError: it can't be had from the hub; see ``hub.fetched``.
         DataError: it is no archive, it is damaged, or a name leaves its folder.
     """
+    from graft_client.cli import hub
+
+    if hub.is_hub_id(place):
+        with hub.fetched(place) as folder:
+            yield folder
+        return
     if not place.is_file():
         yield place
         return

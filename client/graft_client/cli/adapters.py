@@ -13,6 +13,8 @@ from graft_client.cli.completion import complete_adapter, complete_task
 from graft_client.cli.confirm import confirmed
 from graft_client.cli.lazy import Group
 from graft_client.cli.lifecycle import gc, history, promote, rollback, unalias
+from graft_client.cli.limit_adapter import limit
+from graft_client.cli.limits import shown as shown_limits
 from graft_client.cli.merge import merge
 from graft_client.cli.progress import byte_bar
 from graft_client.cli.session import Session, with_session
@@ -85,8 +87,8 @@ def show(session: Session, adapter: str) -> None:
         session.emit(found)
         return
     aliases = [f"@{alias} = @{number}" for alias, number in found.aliases.items()]
-    created = ("created", found.created_at)
-    render.fields([("name", found.name), ("task", found.task), ("aliases", aliases or None), created])
+    limits, created = ("limits", shown_limits(found.limits)), ("created", found.created_at)
+    render.fields([("name", found.name), ("task", found.task), ("aliases", aliases or None), limits, created])
     click.echo()
     render.table(
         ["version", "pinned", "method", "rows", "score", "size", "job", "published"],
@@ -109,25 +111,35 @@ def show(session: Session, adapter: str) -> None:
     examples=[
         "graft adapters register ./some-peft-folder --name x --task translation",
         "graft adapters register some-peft-folder.zip --name x --task translation",
+        "graft adapters register some-owner/some-lora@main --name x --task translation",
+        "graft adapters register ./some-peft-folder --name x --task translation --profile rows.jsonl",
     ],
 )
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--name", required=True, shell_complete=complete_adapter, help="The adapter to publish under.")
 @click.option("--task", required=True, shell_complete=complete_task, help="The task it serves.")
+@click.option(
+    "--profile",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Rows of its task, as for training, that tell `auto` what it is for; can be given again.",
+)
 @with_session
-def register(session: Session, folder: Path, name: str, task: str) -> None:
+def register(session: Session, folder: Path, name: str, task: str, profile: tuple[Path, ...]) -> None:
     """Publish a PEFT adapter that was trained elsewhere as the next version of NAME.
 
-    FOLDER, or a zip archive of one, holds adapter_config.json and adapter_model.safetensors; task_state.json and
-    graft.json are taken along where they are there. Pickled weights are refused.
+    FOLDER, a zip archive of one, or a repository on the model hub (OWNER/REPO or OWNER/REPO@REVISION, at HF_ENDPOINT)
+    holds adapter_config.json and adapter_model.safetensors; task_state.json, graft.json and profile.safetensors are
+    taken along where they are there. Pickled weights are refused. This command fetches from the hub, with your own
+    token; the server never does.
     """
     from graft_client.cli.adapter_files import adapter_files, opened
     from graft_client.cli.uploads import total_bytes
 
     with opened(folder) as found:
         files = adapter_files(found)
-        with session.client() as client, byte_bar("uploading", total_bytes(files)) as tell:
-            version = client.register_adapter(files, name=name, task=task, progress=tell)
+        with session.client() as client, byte_bar("uploading", total_bytes([*files, *profile])) as tell:
+            version = client.register_adapter(files, name=name, task=task, profile=profile, progress=tell)
     if session.as_json:
         session.emit(version)
     else:
@@ -224,7 +236,7 @@ def export(session: Session, adapter: str, output: Path, force: bool, merged: bo
         click.echo(f"wrote {', '.join(names)} to {output}")
 
 
-for command in (promote, rollback, history, unalias, gc, merge, push, pull):
+for command in (promote, rollback, history, unalias, gc, merge, push, pull, limit):
     adapters.add_command(command)
 
 

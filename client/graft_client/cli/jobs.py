@@ -79,6 +79,7 @@ def show(session: Session, job: str) -> None:
                 render.duration(progress.eta_seconds) if progress.eta_seconds is not None else None,
             ),
             ("attempts", found.attempts),
+            ("at work on", found.server),
             ("created", found.created_at),
             ("started", found.started_at),
             ("finished", found.finished_at),

@@ -12,6 +12,7 @@ from graft_client.cli import render
 from graft_client.cli.completion import complete_adapter
 from graft_client.cli.confirm import confirmed
 from graft_client.cli.lazy import Group
+from graft_client.cli.limits import shown, with_limits
 from graft_client.cli.server_extra import server_installed
 from graft_client.cli.session import Session, with_session
 
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
         "graft keys create --data-dir graft-data --name me --scope admin",
         "graft keys create --name web --scope query --adapter 'de-*' --days 90",
         "graft keys list",
+        "graft keys limit 3f9a01c2d4e5 --requests-per-minute 60",
         "graft keys revoke 3f9a01c2d4e5",
     ],
 )
 def keys() -> None:
-    """Make, list and revoke API keys."""
+    """Make, list, limit and revoke API keys."""
 
 
 @keys.command(
@@ -37,6 +39,7 @@ def keys() -> None:
         "graft keys create --data-dir graft-data --name me --scope admin",
         "graft keys create --name web --scope query --adapter 'de-*' --days 90",
         "graft keys create --name acme --scope query --scope train --tenant acme",
+        "graft keys create --name trial --scope query --requests-per-minute 20 --tokens-per-day 100000",
     ]
 )
 @click.option("--name", required=True, help="For people to know it by.")
@@ -57,6 +60,7 @@ def keys() -> None:
 )
 @click.option("--tenant", help="It sees the adapters whose names begin with this and a dot, and no others.")
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), help="It expires after so many days.")
+@with_limits
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -87,9 +91,33 @@ def list_keys(session: Session) -> None:
         session.emit(found)
         return
     render.table(
-        ["id", "name", "scopes", "sees", "created", "state"],
-        [(key.id, key.name, key.scopes, _sees(key), key.created_at, _state(key)) for key in found],
+        ["id", "name", "scopes", "sees", "limits", "created", "state"],
+        [(key.id, key.name, key.scopes, _sees(key), shown(key.limits), key.created_at, _state(key)) for key in found],
     )
+
+
+@keys.command(
+    examples=[
+        "graft keys limit 3f9a01c2d4e5 --requests-per-minute 60 --tokens-per-minute 20000",
+        "graft keys limit 3f9a01c2d4e5 --tokens-per-day default",
+    ]
+)
+@click.argument("key_id")
+@with_limits
+@with_session
+def limit(session: Session, key_id: str, limits: dict[str, int | None]) -> None:
+    """Change how much a key may ask; more is answered 429 from then on, and what it has in flight goes on.
+
+    Limits that are not given stay as they are. Each server counts by itself.
+    """
+    if not limits:
+        raise click.UsageError("give at least one of --requests-per-minute, --tokens-per-minute and --tokens-per-day")
+    with session.client() as client:
+        found = client.limit_key(key_id, **limits)
+    if session.as_json:
+        session.emit(found)
+    else:
+        click.echo(f"{found.id} ({found.name}): {shown(found.limits) or 'as the server is set'}")
 
 
 @keys.command(examples=["graft keys revoke 3f9a01c2d4e5", "graft keys revoke 3f9a01c2d4e5 --yes"])

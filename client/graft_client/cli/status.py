@@ -50,6 +50,7 @@ def status(session: Session, watched: bool, interval: float) -> None:
         render.fields(
             [
                 ("server", f"{url} (graftwork {found.version}, up {render.duration(found.uptime_seconds)})"),
+                ("name", found.name or None),
                 ("ready", found.ready),
                 ("base model", base.name),
                 ("architecture", base.architecture),

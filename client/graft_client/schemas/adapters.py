@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from graft_client.schemas.common import MetricReport, Schema
+from graft_client.schemas.limits import UNSET, Limits
 
 
 class EvaluationSummary(Schema):
@@ -51,3 +52,4 @@ class AdapterInfo(Schema):
     created_at: datetime
     versions: list[VersionInfo]
     aliases: dict[str, int] = Field({}, description="Version numbers by alias.")
+    limits: Limits = Field(UNSET, description="Its own; where they say nothing, the server's settings hold.")

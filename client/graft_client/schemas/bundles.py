@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from graft_client.schemas.adapters import VersionInfo
@@ -34,6 +36,6 @@ class MergeRequest(RequestSchema):
     name: str = Field(description="The adapter to publish the result under.")
     adapters: list[str] = Field(min_length=2, max_length=16)
     weights: list[float] = Field([], description="One an adapter; without them, all the same, 1 in sum.")
-    method: str = Field("linear", pattern="linear|cat|ties|dare")
+    method: Literal["linear", "cat", "ties", "dare"] = "linear"
     density: float = Field(0.5, gt=0, le=1, description="For `ties` and `dare`: the share of values that is kept.")
     seed: int = Field(0, ge=0, lt=2**32, description="For `dare`, which drops values by chance.")

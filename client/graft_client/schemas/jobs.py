@@ -71,6 +71,7 @@ class JobInfo(Schema):
     version: str | None = Field(None, description="`name@N`, once published.")
     error: str | None = None
     attempts: int = 0
+    server: str | None = Field(None, description="The name of the server that works at it.")
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AwareDatetime, Field
 
 from graft_client.schemas.common import RequestSchema, Schema
+from graft_client.schemas.limits import UNSET, Limits, LimitsChange
 
 Scope = Literal["query", "train", "manage", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -29,6 +30,7 @@ class KeyCreate(RequestSchema):
         description="Owns the adapters whose names begin with it and a dot.",
     )
     expires_at: AwareDatetime | None = None
+    limits: LimitsChange = Field(LimitsChange(), description="What is left out is as the server is set.")
 
 
 class KeyInfo(Schema):
@@ -42,6 +44,7 @@ class KeyInfo(Schema):
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    limits: Limits = UNSET
 
 
 class NewKey(KeyInfo):

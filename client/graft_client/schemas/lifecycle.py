@@ -86,7 +86,7 @@ class GcRequest(RequestSchema):
     """Which versions may go."""
 
     keep: int = Field(3, ge=1, description="How many of the newest versions of each adapter stay.")
-    older_than_days: float = Field(0.0, ge=0, allow_inf_nan=False, description="Younger versions stay.")
+    older_than_days: float = Field(0.0, ge=0, le=36_500, description="Younger versions stay.")
     adapter: str | None = Field(None, description="Only versions of this adapter.")
     dry_run: bool = Field(True, description="Only say what would be deleted.")
 

@@ -9,7 +9,7 @@ from graft_client.schemas.common import Schema
 
 class EngineStatus(Schema):
     name: str
-    state: str = Field(description="`starting`, `ready`, `rebuilding`, `stopped` or `failed`.")
+    state: str = Field(description="`starting`, `ready`, `asleep`, `rebuilding`, `stopped` or `failed`.")
     device: str | None = None
     dtype: str | None = None
     restarts: int = 0
@@ -57,6 +57,7 @@ class AdapterTraffic(Schema):
 
 class ServerStatus(Schema):
     version: str
+    name: str = Field("", description="The server's own among those of its registry, as its data folder keeps it.")
     ready: bool
     uptime_seconds: float
     base_model: BaseModelStatus

@@ -28,7 +28,7 @@ class Lease:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Wait for something, but no longer than the lease holds (as ``asyncio.timeout`` does it).
+        """Wait for something, but no longer than the lease holds (as ``asyncio.timeout`` does it). Can be nested.
 
         Raises:
             ProblemError: ``unauthorized``, the lease has ended.
@@ -36,6 +36,7 @@ class Lease:
         self._check()
         task = asyncio.current_task()
         assert task is not None
+        outermost = task not in self._waiting
         self._waiting.add(task)
         try:
             yield
@@ -44,7 +45,8 @@ class Lease:
                 self._check()
             raise
         finally:
-            self._waiting.discard(task)
+            if outermost:
+                self._waiting.discard(task)
 
     def _check(self) -> None:
         if self.ended is not None:

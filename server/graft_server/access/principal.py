@@ -8,7 +8,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from graft_client.schemas.keys import SCOPES, Scope
+from graft_client.schemas.limits import UNSET
 from graft_server.access.lease import Lease
+from graft_server.quotas.account import Account, current_account
+from graft_server.quotas.ledger import Owner
 from graft_server.registry.records import KeyRecord
 from graft_server.registry.visibility import Visibility, actor, visible
 
@@ -32,14 +35,22 @@ class Principal:
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes or "admin" in self.scopes
 
+    def account(self) -> Account:
+        """On whose account a request of this principal is; without a key that of all callers together."""
+        if self.key is None:
+            return Account(Owner("key", ""), "a server without keys", UNSET)
+        return Account(Owner("key", self.key.id), f"key {self.name}", self.key.limits)
+
     @contextmanager
     def acting(self, lease: Lease | None) -> Iterator[None]:
         """Everything within is done by, and seen as by, this principal, for as long as ``lease`` holds."""
         by, seen, held = actor.set(self.name), visible.set(self.view), current_lease.set(lease)
         holding = current_key.set(self.key.id if self.key is not None else None)
+        counted = current_account.set(self.account())
         try:
             yield
         finally:
+            current_account.reset(counted)
             current_key.reset(holding)
             current_lease.reset(held)
             visible.reset(seen)

@@ -19,6 +19,11 @@ class Need:
     public: bool = False
     whole: bool = False
 
+    @property
+    def metered(self) -> bool:
+        """Whether it asks a model, so that its answer says how much is left of the limits."""
+        return self.scopes == _QUERY.scopes
+
 
 _PUBLIC = Need(frozenset(), public=True)
 _ANY = Need(frozenset(SCOPES))
@@ -114,6 +119,9 @@ NEEDS: dict[str, Need] = {
     "GET /api/keys": _ADMIN,
     "POST /api/keys": _ADMIN,
     "DELETE /api/keys/{key_id}": _ADMIN,
+    "POST /api/keys/{key_id}/limits": _ADMIN,
+    # Who manages adapters does not lift the limits that an operator set for them.
+    "POST /api/adapters/{name}/limits": _ADMIN,
     "GET /api/audit": _ADMIN,
 }
 

@@ -16,4 +16,5 @@ def key_info(record: KeyRecord) -> KeyInfo:
         created_at=record.created_at,
         expires_at=record.expires_at,
         revoked_at=record.revoked_at,
+        limits=record.limits,
     )

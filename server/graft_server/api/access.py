@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from graft_server.access.keyring import Keyring
 from graft_server.access.principal import Principal
 from graft_server.access.scopes import Need, need_of
 from graft_server.api.problems import any_problem, is_openai, problem_response
 from graft_server.problems import ProblemError
+from graft_server.quotas.account import current_account
+from graft_server.quotas.meter import Meter
 
 
 class Access:
     """Refuses requests without a key that may do this; the others see only what their key may see."""
 
-    def __init__(self, app: ASGIApp, *, keyring: Keyring) -> None:
+    def __init__(self, app: ASGIApp, *, keyring: Keyring, meter: Meter) -> None:
         self._app = app
         self._keyring = keyring
+        self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         need = need_of(scope["method"], scope["path"]) if scope["type"] == "http" else None
@@ -35,7 +38,17 @@ class Access:
             await response(scope, receive, send)
             return
         with self._keyring.lease(principal) as lease, principal.acting(lease):
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, self._with_limits(send) if need.metered else send)
+
+    def _with_limits(self, send: Send) -> Send:
+        account = current_account.get()
+
+        async def with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start" and account is not None:
+                MutableHeaders(scope=message).update(self._meter.headers(account))
+            await send(message)
+
+        return with_limits
 
 
 def _check(principal: Principal, need: Need) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from graft_plugins.method import AdapterFault, AdapterMethod
 from graft_plugins.task import AnyTask
 from graft_server.problems import ProblemError
+from graft_server.routing.auto.profiles import PROFILE_FILE, Profile
 from graft_server.routing.states import STATE_FILE
 from graft_server.training.methods import detect_method
 
@@ -20,7 +21,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 LINEAGE_FILE = "graft.json"
 
-_ALLOWED = frozenset({CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, LINEAGE_FILE, "README.md"})
+_ALLOWED = frozenset({CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, LINEAGE_FILE, PROFILE_FILE, "README.md"})
 _PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 
@@ -58,6 +59,7 @@ def read_adapter_folder(
             raise ProblemError("invalid-adapter", f"{name} is missing")
     _check_base(folder, base_fingerprint)
     _check_state(folder, task)
+    _check_profile(folder)
     config = _read_object(folder / CONFIG_FILE)
     try:
         method = detect_method(config)
@@ -98,6 +100,14 @@ def _check_state(folder: Path, task: AnyTask) -> None:
             place = ".".join(map(str, first["loc"]))
             detail = f"{STATE_FILE}:{place}: no state of task {task.name!r}: {first['msg']}"
         raise ProblemError("invalid-adapter", detail) from error
+
+
+def _check_profile(folder: Path) -> None:
+    if (folder / PROFILE_FILE).exists():
+        try:
+            Profile.load(folder / PROFILE_FILE)
+        except ValueError as error:
+            raise ProblemError("invalid-adapter", str(error)) from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from fastapi import APIRouter, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
 
 from graft_client.schemas.adapters import AdapterInfo, VersionInfo
+from graft_client.schemas.limits import LimitsChange
 from graft_server.api.adapter_folder import check_file_name, read_adapter_folder
 from graft_server.api.archives import archive_response, pack
 from graft_server.api.deps import ServicesDep, require_engine
+from graft_server.api.profiles import write_profile
 from graft_server.api.removal import remove_adapter, remove_version
 from graft_server.api.uploads import staged
 from graft_server.api.views import adapter_info, version_info
@@ -20,6 +22,7 @@ from graft_server.engine.base import AdapterLoadError
 from graft_server.problems import ProblemError
 from graft_server.registry.adapters import check_name
 from graft_server.registry.errors import UnknownError
+from graft_server.registry.reading import hold
 from graft_server.registry.records import Lineage
 from graft_server.services import Services
 from graft_server.serving.evaluator import unpublished_source
@@ -41,13 +44,22 @@ async def register_adapter(
     name: Annotated[str, Form()],
     task: Annotated[str, Form()],
     files: Annotated[list[UploadFile], File()],
+    profile: Annotated[list[UploadFile] | None, File()] = None,
 ) -> VersionInfo:
-    """Publish an adapter folder as the next version of ``name``, once the engine has read it and it fits."""
+    """Publish an adapter folder as the next version of ``name``, once the engine has read it and it fits.
+
+    The rows of ``profile`` tell `auto` what it is for; they are not kept.
+    """
     require_engine(services)
     await asyncio.to_thread(check_adapter_name, services, name, task)
-    async with staged(files, services.uploads, check_file_name) as paths:
+    async with (
+        staged(files, services.uploads, check_file_name) as paths,
+        staged(profile or [], services.uploads) as rows,
+    ):
         folder = paths[0].parent
         lineage = await asyncio.to_thread(inspect_folder, services, task, folder)
+        if rows:
+            await asyncio.to_thread(write_profile, services, task, folder, rows)
         await validate_folder(services, name, folder, lineage)
         return await publish_folder(services, name, folder, lineage)
 
@@ -63,6 +75,14 @@ async def delete_adapter(name: str, services: ServicesDep) -> Response:
     """Delete an adapter with all its versions."""
     await remove_adapter(services, name)
     return Response(status_code=204)
+
+
+@router.post("/{name}/limits")
+async def limit_adapter(name: str, body: LimitsChange, services: ServicesDep) -> AdapterInfo:
+    """Change how much an adapter may be asked, by all keys together. What is in flight goes on."""
+    record = await asyncio.to_thread(services.registry.limit_adapter, name, body)
+    services.meter.changed()
+    return adapter_info(record)
 
 
 @router.get("/{name}/versions/{which}")
@@ -95,7 +115,8 @@ async def unpin_version(name: str, number: int, services: ServicesDep) -> Versio
 async def export_adapter(ref: str, services: ServicesDep) -> FileResponse:
     """A version's files as a zip archive."""
     version = await asyncio.to_thread(services.registry.resolve, ref)
-    archive = await asyncio.to_thread(pack, sorted(version.path.iterdir()), services.uploads)
+    with await hold(services.registry, version):
+        archive = await asyncio.to_thread(pack, sorted(version.path.iterdir()), services.uploads)
     return archive_response(archive, version, ".zip")
 
 

@@ -17,6 +17,7 @@ from graft_server.api.problems import any_problem, problem_document
 from graft_server.api.streaming import NDJSON, StreamResponse, ndjson
 from graft_server.api.views import alias_event
 from graft_server.problems import ProblemError
+from graft_server.registry.reading import with_files
 from graft_server.registry.records import AliasRecord
 from graft_server.services import Services
 from graft_server.serving.promotion import Promotion
@@ -40,7 +41,7 @@ async def promote_behind_gate(
     asked = EvaluationRequest(
         adapter=promotion.version.ref, dataset=body.dataset, against=promotion.against, limit=body.limit
     )
-    evaluation = await asyncio.to_thread(prepare, services, asked)
+    evaluation = await with_files(services.registry, prepare, services, asked)
     return StreamResponse(ndjson(_gate(services, promotion, evaluation, body)), media_type=NDJSON)
 
 

@@ -22,8 +22,9 @@ from graft_server.api.deps import ServicesDep, require_engine
 from graft_server.api.uploads import staged
 from graft_server.api.views import version_info
 from graft_server.problems import ProblemError
-from graft_server.registry.artefacts import StoredFile, manifest_digest
+from graft_server.registry.reading import hold
 from graft_server.registry.records import Lineage, VersionRecord
+from graft_server.registry.stored import StoredFile, manifest_digest
 from graft_server.services import Services
 
 router = APIRouter(prefix="/api", tags=["bundles"])
@@ -36,7 +37,8 @@ _MANIFEST_BYTES = 4 << 20
 async def export_bundle(ref: str, services: ServicesDep) -> FileResponse:
     """A version's files with its lineage and the hash of each, as a zip archive that another server takes."""
     version = await asyncio.to_thread(services.registry.resolve, ref)
-    archive = await asyncio.to_thread(_pack, services, version)
+    with await hold(services.registry, version):
+        archive = await asyncio.to_thread(_pack, services, version)
     return archive_response(archive, version, ".graft.zip")
 
 

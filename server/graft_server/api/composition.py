@@ -18,6 +18,7 @@ from graft_server.api.streaming import until_disconnect
 from graft_server.api.uploads import staging_folder
 from graft_server.composition.run import compose
 from graft_server.problems import ProblemError
+from graft_server.registry.reading import hold
 from graft_server.registry.records import VersionRecord
 from graft_server.services import Services
 
@@ -56,7 +57,8 @@ async def _merge(services: Services, body: MergeRequest) -> VersionInfo:
             "density": body.density,
             "seed": body.seed,
         }
-        await compose(order)
+        with await hold(services.registry, *versions):
+            await compose(order)
         found = await asyncio.to_thread(inspect_folder, services, first.task, folder)
         await validate_folder(services, body.name, folder, found)
         options = {
@@ -94,5 +96,6 @@ async def _checkpoint(services: Services, version: VersionRecord) -> Path:
         )
     async with staging_folder(services.uploads) as folder:
         order = {"kind": "merged", "base": model.path, "adapter": str(version.path), "target": str(folder)}
-        await compose(order)
+        with await hold(services.registry, version):
+            await compose(order)
         return await asyncio.to_thread(pack, sorted(folder.iterdir()), services.uploads, consume=True)

@@ -85,7 +85,7 @@ def store_dataset(
         UnknownNameError: there is no such task or format.
     """
     loaded = _load(services, task, paths, format_name)
-    _refuse_bad(loaded, skip_bad)
+    refuse_bad(loaded, skip_bad=skip_bad)
     return services.registry.add_dataset(
         task=task,
         format=loaded.format or "",
@@ -119,7 +119,8 @@ def _check(services: Services, name: str, files: Sequence[Path], format_name: st
     )
 
 
-def _refuse_bad(loaded: LoadedDataset, skip_bad: bool) -> None:
+def refuse_bad(loaded: LoadedDataset, *, skip_bad: bool) -> None:
+    """Raises ``ProblemError`` where data can't be read, or holds bad rows that are not to be left out."""
     errors = _first_errors(loaded)
     if loaded.fatal is not None:
         raise ProblemError("invalid-data", str(loaded.fatal), errors=errors)

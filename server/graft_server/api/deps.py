@@ -48,12 +48,12 @@ TermsDep = Annotated[Terms, Depends(_terms)]
 """From a header what ``timeout`` is in a native request: the ``/v1`` bodies have no field for it."""
 
 
-def require_engine(services: Services) -> None:
-    """Refuse what only a running engine can decide.
+def require_engine(services: Services, *, awake: bool = True) -> None:
+    """Refuse what only a running engine can decide; one that sleeps still knows what it can serve.
 
     Raises:
         ProblemError: ``not-ready``.
     """
-    if services.engine.state not in ("ready", "rebuilding"):
+    if services.engine.state not in ("ready", "rebuilding", *(() if awake else ("asleep",))):
         reason = services.engine.error or f"the engine is {services.engine.state}"
         raise ProblemError("not-ready", f"{reason}; try again soon", retry_after=2)

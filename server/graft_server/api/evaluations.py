@@ -18,6 +18,7 @@ from graft_server.api.deps import ServicesDep, require_engine
 from graft_server.api.problems import any_problem, problem_document
 from graft_server.api.streaming import NDJSON, StreamResponse, ndjson
 from graft_server.problems import ProblemError
+from graft_server.registry.reading import with_files
 from graft_server.routing.resolver import Route
 from graft_server.services import Services
 from graft_server.serving.convert import adapter_source
@@ -44,7 +45,7 @@ async def evaluate(body: EvaluationRequest, services: ServicesDep) -> StreamResp
     On the dataset an adapter was trained with, only the rows that were held out are used.
     """
     require_engine(services)
-    evaluation = await asyncio.to_thread(prepare, services, body)
+    evaluation = await with_files(services.registry, prepare, services, body)
     return StreamResponse(ndjson(lines(services, evaluation)), media_type=NDJSON)
 
 
@@ -99,6 +100,7 @@ def prepare(services: Services, body: EvaluationRequest) -> Evaluation:
     """What a request asks for. Blocking.
 
     Raises:
+        NotFetchedError: files have to be fetched first.
         UnknownError: there is no such adapter, version or dataset.
         ProblemError: the dataset is of another task.
     """
@@ -111,8 +113,9 @@ def prepare(services: Services, body: EvaluationRequest) -> Evaluation:
             "conflict", f"dataset {dataset.id!r} is of task {dataset.task!r}, {route.ref} serves {task.name!r}"
         )
     against = services.resolver.resolve(body.against, task.name) if body.against else None
-    files = [dataset.path / name for name, _, _ in dataset.files]
-    loaded = load_dataset(services.host.readers, task, files, dataset.format)
+    with services.registry.files(dataset, wait=False) as folder:
+        files = [folder / name for name, _, _ in dataset.files]
+        loaded = load_dataset(services.host.readers, task, files, dataset.format)
     examples = loaded.examples
     for each in (route, against):
         if each is not None and each.version is not None and each.version.lineage.dataset == dataset.id:

@@ -72,6 +72,7 @@ async def status(services: ServicesDep) -> ServerStatus:
         loads = {ref: load for ref, load in loads.items() if ref == "base" or view.allows(ref.partition("@")[0])}
     return ServerStatus(
         version=VERSION,
+        name=services.registry.server,
         ready=services.ready,
         uptime_seconds=services.lifecycle.uptime,
         base_model=base,
@@ -100,7 +101,7 @@ async def _engine(services: Services) -> tuple[EngineStatus, BaseModelStatus]:
     status = EngineStatus(
         name=services.settings.engine, state=engine.state, restarts=engine.restarts, error=engine.error
     )
-    if engine.state not in ("ready", "rebuilding"):
+    if engine.state not in ("ready", "rebuilding", "asleep"):
         return status, BaseModelStatus(name=services.base_name)
     stats = await services.engine_stats.get()
     capabilities, model = engine.capabilities, engine.model

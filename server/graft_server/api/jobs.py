@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -27,6 +28,8 @@ router = APIRouter(prefix="/api/jobs", tags=["jobs"])
 
 _POLL_SECONDS = 0.25
 _HEARTBEAT_SECONDS = 15.0
+#: What `Last-Event-ID` holds where it is one of ours.
+_SEQ = re.compile(r"[0-9]{1,18}")
 #: A comment, as event streams have them.
 HEARTBEAT = ": still running\n\n"
 
@@ -34,7 +37,7 @@ HEARTBEAT = ": still running\n\n"
 @router.post("", status_code=201)
 async def create_job(body: JobCreate, services: ServicesDep) -> JobInfo:
     """Queue a job. Whatever could only fail later is refused here."""
-    require_engine(services)
+    require_engine(services, awake=False)
     record = await asyncio.to_thread(_create, services, body)
     wake(services)
     return job_info(record)
@@ -43,7 +46,7 @@ async def create_job(body: JobCreate, services: ServicesDep) -> JobInfo:
 @router.post("/check")
 async def check_job(body: JobPlan, services: ServicesDep) -> JobCheck:
     """Refuse what a job would be refused for, before there is a dataset; nothing is queued."""
-    require_engine(services)
+    require_engine(services, awake=False)
     return JobCheck(options=await asyncio.to_thread(check_plan, services, body))
 
 
@@ -80,14 +83,14 @@ async def resume_job(job_id: str, services: ServicesDep) -> JobInfo:
 async def job_events(
     job_id: str,
     services: ServicesDep,
-    after: Annotated[int | None, Query(ge=0)] = None,
+    after: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
     follow: bool = True,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> StreamResponse:
     """The job's history as server-sent events, and what happens from now on until it has finished."""
     await asyncio.to_thread(services.registry.job, job_id)
     if after is None:
-        after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+        after = int(last_event_id) if last_event_id and _SEQ.fullmatch(last_event_id) else 0
     return StreamResponse(_events(services, job_id, after, follow), media_type=EVENTS)
 
 

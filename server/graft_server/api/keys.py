@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from graft_client.schemas.keys import AuditItem, KeyCreate, KeyInfo, NewKey
+from graft_client.schemas.limits import UNSET, LimitsChange
 from graft_server.access.views import key_info
 from graft_server.api.deps import ServicesDep
 
@@ -24,6 +25,7 @@ async def create_key(body: KeyCreate, services: ServicesDep) -> NewKey:
         adapters=body.adapters,
         tenant=body.tenant,
         expires_at=body.expires_at,
+        limits=body.limits.applied(UNSET),
     )
     services.keyring.changed()
     return NewKey(**key_info(record).model_dump(), key=secret)
@@ -39,6 +41,14 @@ async def list_keys(services: ServicesDep) -> list[KeyInfo]:
 async def revoke_key(key_id: str, services: ServicesDep) -> KeyInfo:
     """End a key at once; what it has in flight ends within a second."""
     record = await asyncio.to_thread(services.registry.revoke_key, key_id)
+    services.keyring.changed()
+    return key_info(record)
+
+
+@router.post("/keys/{key_id}/limits")
+async def limit_key(key_id: str, body: LimitsChange, services: ServicesDep) -> KeyInfo:
+    """Change how much a key may ask. What it has in flight goes on."""
+    record = await asyncio.to_thread(services.registry.limit_key, key_id, body)
     services.keyring.changed()
     return key_info(record)
 

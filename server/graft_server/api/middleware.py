@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -66,7 +67,8 @@ class RequestContext:
                 access_log.info(
                     "%s %s %d",
                     scope["method"],
-                    scope["path"],
+                    # Without the query, where some put their keys, and without line ends.
+                    quote(scope["path"], safe="/:@"),
                     status,
                     extra={"seconds": round(time.monotonic() - started, 4)},
                 )

@@ -52,7 +52,8 @@ def route_headers(route: Route) -> dict[str, str]:
 async def bulk_lines(
     predictor: Predictor, items: Sequence[PredictRequest], *, concurrency: int
 ) -> AsyncGenerator[BulkLine]:
-    """A line an item as it finishes, with at most ``concurrency`` in flight; closing it aborts the rest."""
+    """A line an item as it finishes, with at most ``concurrency`` in flight; closing it aborts the rest. Where a limit
+    is reached they go on at its pace, unless that takes longer than an item's timeout."""
     # Bounded, so that a slow reader slows the work down instead of filling memory.
     lines: asyncio.Queue[BulkLine] = asyncio.Queue(concurrency)
     pending = iter(enumerate(items))
@@ -60,7 +61,10 @@ async def bulk_lines(
     async def work() -> None:
         for index, item in pending:
             try:
-                answer = await predictor.predict(item)
+                plan = await predictor.prepare(item)
+                async with predictor.charged([plan], patience=predictor.terms_of(item).timeout) as (charge,):
+                    # Its time begins when it is let in.
+                    answer = await predictor.answer(plan, predictor.terms_of(item), charge=charge)
                 line = BulkLine(index=index, result=answer.document())
             except Exception as error:
                 line = BulkLine(index=index, problem=problem_document(any_problem(error)))

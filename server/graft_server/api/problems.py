@@ -33,6 +33,7 @@ _OPENAI_CODES = {
     "prompt-too-long": "context_length_exceeded",
     "unauthorized": "invalid_api_key",
     "overloaded": "rate_limit_exceeded",
+    "rate-limited": "rate_limit_exceeded",
     "unknown-route": "unknown_url",
 }
 

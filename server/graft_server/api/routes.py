@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import islice
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -18,10 +19,15 @@ from graft_client.schemas.routes import (
 )
 from graft_server.api.deps import ServicesDep, WhoDep
 from graft_server.api.views import route_event, route_info
+from graft_server.registry.reading import with_files
 from graft_server.registry.records import RouteRecord
+from graft_server.routing.resolver import Route
 from graft_server.services import Services
 
 router = APIRouter(prefix="/api", tags=["routes"])
+
+#: Adapters that an explanation names as never chosen by the text.
+_MOST_ABSENT = 20
 
 
 @router.get("/routes")
@@ -72,11 +78,18 @@ async def route_shadow(
 @router.post("/explain")
 async def explain(body: ExplainRequest, services: ServicesDep) -> Explanation:
     """How a request would be routed, step by step; nothing is answered."""
-    steps: list[str] = []
     adapter = body.adapter if body.adapter is not None or body.task is not None else "auto"
-    route = await asyncio.to_thread(
-        services.resolver.resolve, adapter, body.task, body.text, key=body.key, say=steps.append
-    )
+
+    def decide() -> tuple[Route, list[str]]:
+        steps: list[str] = []
+        return services.resolver.resolve(adapter, body.task, body.text, key=body.key, say=steps.append), steps
+
+    route, steps = await with_files(services.registry, decide)
+    if adapter == "auto":
+        absent = await asyncio.to_thread(services.profiles.absent, body.task)
+        steps += [f"{ref} takes no part: {why}" for ref, why in islice(absent.items(), _MOST_ABSENT)]
+        if len(absent) > _MOST_ABSENT:
+            steps.append(f"{len(absent) - _MOST_ABSENT} more adapters take no part")
     return Explanation(
         adapter=route.ref,
         task=route.task.name,

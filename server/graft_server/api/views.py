@@ -53,6 +53,7 @@ def adapter_info(record: AdapterRecord) -> AdapterInfo:
         created_at=record.created_at,
         versions=[version_info(version) for version in record.versions],
         aliases=record.aliases,
+        limits=record.limits,
     )
 
 
@@ -119,6 +120,7 @@ def job_info(record: JobRecord) -> JobInfo:
         version=record.version,
         error=record.error,
         attempts=record.attempts,
+        server=record.claim.server if record.claim else None,
         created_at=record.created_at,
         started_at=record.started_at,
         finished_at=record.finished_at,

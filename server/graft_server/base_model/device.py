@@ -39,3 +39,11 @@ def choose_dtype(wanted: str, device: str) -> str:
     else:
         native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return "bfloat16" if native else "float32"
+
+
+def limit_memory(device: str, share: float | None) -> None:
+    """Have this process's torch take at most this share of a CUDA device's memory; nothing to do on other devices."""
+    import torch
+
+    if share is not None and device.startswith("cuda"):
+        torch.cuda.set_per_process_memory_fraction(share, torch.device(device))

@@ -182,6 +182,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     device: str
     dtype: str
     otherwise: str = ""
+    sleeps: bool = False
 
 
 class ToolSyntax(msgspec.Struct, frozen=True):
@@ -272,7 +273,7 @@ class Engine(Protocol):
 
     @property
     def state(self) -> str:
-        """``starting``, ``ready``, ``rebuilding``, ``stopped`` or ``failed``."""
+        """``starting``, ``ready``, ``asleep``, ``rebuilding``, ``stopped`` or ``failed``."""
         ...
 
     @property
@@ -286,7 +287,7 @@ class Engine(Protocol):
 
     @property
     def error(self) -> str | None:
-        """Why the state is ``failed``, in one sentence."""
+        """Why the state is ``failed`` or ``asleep``, in one sentence."""
         ...
 
     async def start(self) -> None:
@@ -337,3 +338,13 @@ class Engine(Protocol):
         ...
 
     async def stats(self) -> EngineStats: ...
+
+    async def sleep(self) -> None:
+        """Leave the device to others once what is in progress has ended; requests that come now wait for ``wake``.
+
+        Raises:
+            InvalidRequestError: this engine can't sleep.
+        """
+
+    async def wake(self) -> None:
+        """Come back to the device, and answer what has waited."""

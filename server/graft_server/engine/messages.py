@@ -38,6 +38,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     kv_cache_mib: int = 1024
     cuda_graphs: bool = True
     host_cache_mib: int = 1024
+    memory: float | None = None
+    sleeps: bool = False
     plugins: str = "*"
 
 
@@ -92,12 +94,33 @@ class Unload(msgspec.Struct, frozen=True, tag=True):
     engine_id: int
 
 
+class Sleep(msgspec.Struct, frozen=True, tag=True):
+    id: str
+
+
+class Wake(msgspec.Struct, frozen=True, tag=True):
+    id: str
+
+
 class AskStats(msgspec.Struct, frozen=True, tag=True):
     id: str
 
 
 ToEngine = (
-    Start | Generate | ScoreCandidates | Abort | Embed | Validate | Load | Prefetch | Pin | Unpin | Unload | AskStats
+    Start
+    | Generate
+    | ScoreCandidates
+    | Abort
+    | Embed
+    | Validate
+    | Load
+    | Prefetch
+    | Pin
+    | Unpin
+    | Unload
+    | Sleep
+    | Wake
+    | AskStats
 )
 
 # From the engine

@@ -22,7 +22,15 @@ from typing import Any
 import msgspec
 
 from graft_server.engine import messages
-from graft_server.engine.base import Delta, Embeddings, EngineError, InvalidRequestError, ModelInfo, ScoreResult
+from graft_server.engine.base import (
+    Delta,
+    Embeddings,
+    EngineError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    ModelInfo,
+    ScoreResult,
+)
 from graft_server.engine.integrity import IntegrityError
 
 logger = logging.getLogger(__name__)
@@ -100,7 +108,7 @@ def start_engine(config: messages.EngineConfig, outbox: Outbox) -> Any:
     """
     from graft_plugins.manager import PluginHost
     from graft_server.base_model import resolve
-    from graft_server.base_model.device import choose_device
+    from graft_server.base_model.device import choose_device, limit_memory
     from graft_server.base_model.tool_syntax import tool_syntax
     from graft_server.engine.vllm.versions import check_version, default_engine
     from graft_server.plugins import server_plugins
@@ -111,6 +119,10 @@ def start_engine(config: messages.EngineConfig, outbox: Outbox) -> Any:
     chosen = default_engine(choose_device(config.device)) if config.engine == "auto" else config.engine
     if chosen == "vllm":
         check_version()
+    elif config.sleeps:
+        raise EngineUnavailableError(
+            'the torch engine can\'t sleep; set engine = "vllm", or leave out sleep_while_training'
+        )
     base = resolve(config.base_model, Path(config.cache_dir), report)
     report(f"loading {base.name}", None)
     host = PluginHost.load(config.plugins, extra=server_plugins())
@@ -122,6 +134,7 @@ def start_engine(config: messages.EngineConfig, outbox: Outbox) -> Any:
     else:
         from graft_server.engine.torch.engine import TorchEngine
 
+        limit_memory(choose_device(config.device), config.memory)
         engine = TorchEngine(base, config, host.methods, outbox)
     model = ModelInfo(
         name=base.name,
@@ -155,6 +168,10 @@ def handle(engine: Any, message: messages.ToEngine, outbox: Outbox) -> None:
             engine.unpin(engine_id)
         case messages.Unload(engine_id):
             engine.unload(engine_id)
+        case messages.Sleep(request_id):
+            engine.sleep(request_id)
+        case messages.Wake(request_id):
+            engine.wake(request_id)
         case messages.AskStats(request_id):
             outbox.send(messages.Stats(request_id, engine.stats()))
         case messages.Embed(request_id, texts):
@@ -229,7 +246,7 @@ def main() -> None:
             from graft_server.engine.vllm import loop
 
             checks = RestChecks(engine)
-            work = loop.run(engine, inbox, lambda message: handle(engine, message, outbox), outbox.flush, checks)
+            work = loop.run(engine, inbox, lambda message: handle(engine, message, outbox), checks)
             engine.runner.run(work)
         else:
             run(engine, inbox, outbox)

@@ -39,9 +39,12 @@ from graft_server.engine.base import (
 
 logger = logging.getLogger(__name__)
 
+PROCESS = "graft_server.engine.process"
+
 #: More deaths than this within the window, and the engine is not started again.
 _MOST_DEATHS = 5
 _DEATH_WINDOW = 120.0
+_ASLEEP = "a training job has the device; requests wait until it has trained"
 #: A request that was in flight at this many deaths is not replayed once more: it may be what kills.
 _MOST_REPLAYS = 2
 
@@ -62,6 +65,9 @@ class _Call:
 
     message: msgspec.Struct
     answers: asyncio.Queue[messages.FromEngine | EngineError] = field(default_factory=asyncio.Queue)
+    #: Sent to an engine that is to sleep or asleep; it is not for a new one if this one dies.
+    for_sleeper: bool = False
+    sent: bool = False
     answered: bool = False
     deaths: int = 0
 
@@ -88,14 +94,21 @@ class SupervisedEngine:
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
+        self._asleep = False
+        #: What can't be said to a sleeping engine and expects no answer.
+        self._held: list[msgspec.Struct] = []
+        #: Set unless a sleeping engine is not to be rebuilt: its device is another's.
+        self._may_start = asyncio.Event()
+        self._may_start.set()
+        self._changed = asyncio.Event()
 
     @property
     def state(self) -> str:
-        return self._state
+        return "asleep" if self._asleep and self._state in ("ready", "rebuilding") else self._state
 
     @property
     def error(self) -> str | None:
-        return self._error
+        return _ASLEEP if self.state == "asleep" else self._error
 
     @property
     def restarts(self) -> int:
@@ -143,6 +156,7 @@ class SupervisedEngine:
 
     async def _supervise(self) -> None:
         while True:
+            await self._may_start.wait()
             try:
                 stream = await self._spawn()
             except OSError as error:
@@ -167,7 +181,7 @@ class SupervisedEngine:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "graft_server.engine.process",
+                PROCESS,
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
@@ -231,9 +245,19 @@ class SupervisedEngine:
             self._write(messages.Load(f"reload-{next(self._ids)}", source))
         for source in self._pinned.values():
             self._write(messages.Pin(f"pin-{next(self._ids)}", source))
-        for call in self._calls.values():
-            self._write(call.message)
+        if not self._asleep:
+            self._send_waiting()
         self._ready.set()
+        self._changed.set()
+
+    def _send_waiting(self) -> None:
+        for message in self._held:
+            self._write(message)
+        self._held.clear()
+        for call in self._calls.values():
+            if not call.sent:
+                call.sent = True
+                self._write(call.message)
 
     def _after_death(self, code: int) -> None:
         reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -242,9 +266,12 @@ class SupervisedEngine:
         while self._deaths and self._deaths[0] < now - _DEATH_WINDOW:
             self._deaths.popleft()
         for call_id, call in list(self._calls.items()):
-            call.deaths += 1
-            if call.answered or call.deaths > _MOST_REPLAYS:
+            call.deaths += call.sent
+            call.sent = False
+            if call.answered or call.for_sleeper or call.deaths > _MOST_REPLAYS:
                 self._end(call_id, EngineDiedError(f"the engine's process ended ({reason}) during the answer"))
+        self._held.clear()
+        self._changed.set()
         if self._model is None or len(self._deaths) > _MOST_DEATHS:
             self._state = "failed"
             self._error = f"the engine's process ended {len(self._deaths)} times, the last with {reason}"
@@ -260,6 +287,7 @@ class SupervisedEngine:
             call.answers.put_nowait(error)
 
     def _fail_all(self, error: EngineError) -> None:
+        self._changed.set()
         for call_id in list(self._calls):
             self._end(call_id, error)
 
@@ -269,15 +297,27 @@ class SupervisedEngine:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(messages.frame(message))
 
-    def _call(self, call_id: str, message: msgspec.Struct) -> _Call:
+    def _tell(self, message: msgspec.Struct) -> None:
+        """Something without an answer; a sleeping engine is told when it wakes."""
+        if self._asleep:
+            self._held.append(message)
+        else:
+            self._write(message)
+
+    def _call(self, call_id: str, message: msgspec.Struct, *, for_sleeper: bool = False) -> _Call:
         if self._state in ("stopped", "failed"):
             raise EngineUnavailableError(self._error or "the engine is not running")
         if call_id in self._calls:
             raise base.InvalidRequestError(f"the request id {call_id!r} is in use")
-        call = self._calls[call_id] = _Call(message)
-        if self._state == "ready":
+        call = self._calls[call_id] = _Call(message, for_sleeper=for_sleeper)
+        if self._state == "ready" and (for_sleeper or not self._asleep):
+            call.sent = True
             self._write(message)
         return call
+
+    def _forget(self, call_id: str) -> _Call | None:
+        self._changed.set()
+        return self._calls.pop(call_id, None)
 
     async def _next(self, call: _Call) -> messages.FromEngine:
         answer = await call.answers.get()
@@ -299,7 +339,7 @@ class SupervisedEngine:
             self._write(messages.Abort(call_id))
             raise
         finally:
-            self._calls.pop(call_id, None)
+            self._forget(call_id)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         self._note(request.adapter)
@@ -313,7 +353,7 @@ class SupervisedEngine:
                     finished = delta.finish_reason is not None
                     yield delta
         finally:
-            if self._calls.pop(request.id, None) is not None and not finished:
+            if (left := self._forget(request.id)) is not None and left.sent and not finished:
                 self._write(messages.Abort(request.id))
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
@@ -335,7 +375,7 @@ class SupervisedEngine:
         await self._ask(lambda call_id: messages.Load(call_id, source))
 
     def prefetch(self, source: AdapterSource) -> None:
-        if self._state == "ready":
+        if self.state == "ready":
             self._write(messages.Prefetch(source))
 
     async def pin(self, source: AdapterSource) -> None:
@@ -351,19 +391,59 @@ class SupervisedEngine:
 
     async def unpin(self, engine_id: int) -> None:
         self._pinned.pop(engine_id, None)
-        self._write(messages.Unpin(engine_id))
+        self._tell(messages.Unpin(engine_id))
 
     async def unload(self, engine_id: int) -> None:
         self._loaded.pop(engine_id, None)
         self._pinned.pop(engine_id, None)
-        self._write(messages.Unload(engine_id))
+        self._tell(messages.Unload(engine_id))
 
     async def stats(self) -> EngineStats:
-        if self._state != "ready":
+        if self.state != "ready":
             return EngineStats()
         answer = await self._ask(messages.AskStats)
         assert isinstance(answer, messages.Stats)
         return answer.stats
+
+    # Sleep
+
+    async def sleep(self) -> None:
+        """An engine that dies now is asleep too: it is rebuilt when it is to wake."""
+        if not self.capabilities.sleeps:
+            raise base.InvalidRequestError(f"the {self.capabilities.engine} engine can't sleep here")
+        self._asleep = True
+        try:
+            # Requests in progress end first; those that come now are held back.
+            while self._state != "ready" or any(call.sent for call in self._calls.values()):
+                if self._state in ("stopped", "failed"):
+                    raise EngineUnavailableError(self._error or "the engine is not running")
+                self._changed.clear()
+                await self._changed.wait()
+            self._may_start.clear()
+            with contextlib.suppress(EngineDiedError):
+                await self._ask_sleeper(messages.Sleep)
+        except BaseException:
+            self._wake_up()
+            raise
+
+    async def wake(self) -> None:
+        with contextlib.suppress(EngineDiedError):
+            if self._state == "ready":
+                await self._ask_sleeper(messages.Wake)
+        self._wake_up()
+
+    async def _ask_sleeper(self, message_of: Callable[[str], msgspec.Struct]) -> None:
+        call_id = f"call-{next(self._ids)}"
+        try:
+            await self._next(self._call(call_id, message_of(call_id), for_sleeper=True))
+        finally:
+            self._forget(call_id)
+
+    def _wake_up(self) -> None:
+        self._asleep = False
+        self._may_start.set()
+        if self._state == "ready":
+            self._send_waiting()
 
     def _note(self, source: AdapterSource | None) -> None:
         """Remember a version as loaded, for the next engine."""

@@ -8,16 +8,17 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session, joinedload, selectinload
+from sqlalchemy import String, cast, func, or_, select
+from sqlalchemy.orm import Session, contains_eager, joinedload, selectinload
 
 from graft_client.schemas.adapters import EvaluationSummary
+from graft_server.registry import limits
 from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.database import next_number
 from graft_server.registry.errors import ConflictError, InvalidNameError, UnknownError
 from graft_server.registry.models import Adapter, Alias, Artefact, Version, now
 from graft_server.registry.records import AdapterRecord, Lineage, VersionRecord
-from graft_server.registry.visibility import visible
+from graft_server.registry.visibility import EVERYTHING, visible
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _RESERVED = frozenset({"base", "auto"})
@@ -150,9 +151,12 @@ def latest_for_task(session: Session, task: str) -> Version | None:
     return session.scalar(query.order_by(Version.engine_id.desc()).limit(1))
 
 
-def list_trained(session: Session, after: int) -> list[Version]:
-    """Those with a dataset that are no checkpoints, in the order in which they were published."""
-    query = _WHOLE_VERSIONS.where(Version.engine_id > after, Version.dataset.is_not(None), Version.step.is_(None))
+def list_described(session: Session, after: int, file: str) -> list[Version]:
+    """Those with a dataset or with a file of this name that are no checkpoints, in the order in which they were
+    published."""
+    has_file = cast(Artefact.files, String).contains(f'"{file}"')
+    query = select(Version).join(Version.artefact).options(contains_eager(Version.artefact))
+    query = query.where(Version.engine_id > after, Version.step.is_(None), or_(Version.dataset.is_not(None), has_file))
     return list(session.scalars(query.order_by(Version.engine_id)))
 
 
@@ -202,7 +206,9 @@ def _drop_unreferenced(session: Session, digests: list[str]) -> list[str]:
     session.flush()
     free = []
     for digest in dict.fromkeys(digests):
-        if not session.scalar(select(func.count()).where(Version.digest == digest)):
+        # Those that the caller may not see count too.
+        others = select(func.count()).where(Version.digest == digest).execution_options(**{EVERYTHING: True})
+        if not session.scalar(others):
             session.delete(session.get_one(Artefact, digest))
             free.append(digest)
     session.flush()
@@ -222,6 +228,7 @@ def version_record(version: Version, store: ArtefactStore) -> VersionRecord:
         size_bytes=version.artefact.size_bytes,
         created_at=version.created_at,
         lineage=Lineage(**columns),
+        files=tuple(name for name, _, _ in version.artefact.files),
         pinned=version.pinned,
     )
 
@@ -233,6 +240,7 @@ def adapter_record(adapter: Adapter, store: ArtefactStore) -> AdapterRecord:
         created_at=adapter.created_at,
         versions=tuple(version_record(version, store) for version in adapter.versions),
         aliases={alias.name: alias.version.number for alias in adapter.aliases},
+        limits=limits.of_row(adapter.limits),
     )
 
 

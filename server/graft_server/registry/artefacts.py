@@ -12,32 +12,26 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import os
-import re
+import json
 import secrets
 import shutil
-import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft_server.registry.errors import CorruptArtefactError, RefusedArtefactError, storage_errors
+from graft_server.registry.copying import copy_tree, flush, hash_file
+from graft_server.registry.errors import (
+    CorruptArtefactError,
+    InvalidStoreError,
+    RefusedArtefactError,
+    storage_errors,
+)
+from graft_server.registry.stored import StoredFile, manifest_digest
 
-_BLOCK = 1 << 20
-_PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
-# The opcode PROTO with its version, and the archives that torch.save writes.
-_PICKLE_HEAD = re.compile(rb"\x80[\x00-\x05]|PK\x03\x04")
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class StoredFile:
-    """One file of a stored folder; ``name`` is relative, with forward slashes."""
-
-    name: str
-    size: int
-    sha256: str
+#: Says in a shared folder which registry's database names what lies in it.
+_OWNER = "registry.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,37 +51,54 @@ class Staged:
         return sum(file.size for file in self.files)
 
 
-def manifest_digest(files: Sequence[StoredFile]) -> str:
-    """sha256 (hex) over the sorted list of names, sizes and hashes."""
-    lines = (f"{file.sha256} {file.size} {file.name}\n" for file in sorted(files))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 class ArtefactStore:
-    """Stored folders under ``root``. Safe to share between threads and between processes."""
+    """Stored folders under ``root``. Safe to share between threads and between processes.
 
-    def __init__(self, root: Path) -> None:
+    With ``shared``, what several servers need lies there, to be read in place; the folders of jobs stay under ``root``.
+    """
+
+    def __init__(self, root: Path, *, shared: Path | None = None) -> None:
         self.root = root
-        self.artefacts = root / "artefacts"
-        self.datasets = root / "datasets"
+        self.place = shared or root
+        self.is_shared = shared is not None
+        self.artefacts = self.place / "artefacts"
+        self.datasets = self.place / "datasets"
         self.jobs = root / "jobs"
-        self._staging = root / "staging"
-        self._lock_file = root / "store.lock"
+        self._staging = self.place / "staging"
+        #: A folder is renamed away within its own file system.
+        self._jobs_staging = root / "staging"
+        self._lock_file = self.place / "store.lock"
 
     def create(self) -> None:
-        """Make the folders that are missing."""
-        with storage_errors(self.root):
-            for folder in (self.artefacts, self.datasets, self.jobs, self._staging):
+        """Make the folders that are missing.
+
+        Raises:
+            InvalidStoreError: the shared folder can't be used.
+            StorageFullError: no space is left.
+        """
+        with storage_errors(self.place):
+            for folder in (self.jobs, self._jobs_staging):
                 folder.mkdir(parents=True, exist_ok=True)
+            try:
+                for folder in (self.artefacts, self.datasets, self._staging):
+                    folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError, PermissionError) as error:
+                if not self.is_shared:
+                    raise
+                raise InvalidStoreError(f"{error.filename}: {error.strerror}") from error
 
     def artefact_path(self, digest: str) -> Path:
         """Where the artefact with this digest lies."""
         return self.artefacts / digest[:2] / digest
 
+    def has_dataset(self, identity: str) -> bool:
+        """Whether this server can read a dataset of the registry: it lies here, or where all servers read."""
+        return self.is_shared or (self.datasets / identity).is_dir()
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the store's lock. It is not reentrant, and it goes with the process that holds it."""
-        with storage_errors(self.root), self._lock_file.open("w") as stream:
+        with storage_errors(self.place), self._lock_file.open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
@@ -99,19 +110,24 @@ class ArtefactStore:
             RefusedArtefactError: the folder is missing or empty, or holds a link, a special file or a pickle.
             StorageFullError: no space is left.
         """
+        with self._slot() as content:
+            files = tuple(sorted(copy_tree(folder, content, allow_pickles=allow_pickles)))
+            if not files:
+                raise RefusedArtefactError(f"{folder}: there are no files in it")
+            yield Staged(content, files)
+
+    @contextmanager
+    def _slot(self) -> Iterator[Path]:
+        """Where a folder in staging may be made, for the length of the block."""
         slot = self._staging / secrets.token_hex(8)
-        with storage_errors(self.root), contextlib.ExitStack() as stack:
+        with storage_errors(self.place), contextlib.ExitStack() as stack:
             # A collector must never see the slot without its lock.
             with self.lock():
                 slot.mkdir()
                 stack.callback(shutil.rmtree, slot, ignore_errors=True)
                 claim = stack.enter_context((slot / "lock").open("w"))
                 fcntl.flock(claim, fcntl.LOCK_EX)
-            content = slot / "content"
-            files = tuple(sorted(_copy_tree(folder, content, allow_pickles=allow_pickles)))
-            if not files:
-                raise RefusedArtefactError(f"{folder}: there are no files in it")
-            yield Staged(content, files)
+            yield slot / "content"
 
     @contextmanager
     def placing(self, staged: Staged) -> Iterator[Callable[[Path], None]]:
@@ -122,12 +138,9 @@ class ArtefactStore:
         placed: list[Path] = []
 
         def place(target: Path) -> None:
-            target.parent.mkdir(exist_ok=True)
             if not target.is_dir():
-                staged.content.rename(target)
-                placed.append(target)
-                _flush(target.parent)
-                _flush(target.parent.parent)
+                placed.append(target)  # first: a flush behind the rename may fail
+                self._put(staged.content, target)
 
         with self.lock():
             try:
@@ -137,12 +150,20 @@ class ArtefactStore:
                     self.remove(target)
                 raise
 
+    def _put(self, content: Path, target: Path) -> None:
+        """Rename a folder to its final place, where none is. Needs the lock."""
+        target.parent.mkdir(exist_ok=True)
+        content.rename(target)
+        flush(target.parent)
+        flush(target.parent.parent)
+
     def remove(self, folder: Path) -> None:
         """Remove a folder, if it is there. Needs the lock.
 
         It is first renamed away: at its final place, a folder is always whole.
         """
-        doomed = self._staging / secrets.token_hex(8)
+        staging = self._jobs_staging if folder.parent in (self.jobs, self._jobs_staging) else self._staging
+        doomed = staging / secrets.token_hex(8)
         with contextlib.suppress(FileNotFoundError):
             folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
@@ -152,7 +173,55 @@ class ArtefactStore:
 
     def holds_anything(self) -> bool:
         """Whether an artefact, a dataset or a job's folder is there."""
-        return any(any(folder.iterdir()) for folder in (self.artefacts, self.datasets, self.jobs))
+        return any(self.jobs.iterdir()) or self.holds_shared()
+
+    @contextmanager
+    def held(self, folder: Path, digest: str, *, wait: bool = True) -> Iterator[Path]:
+        """Have a folder's files where they are read, for the length of the block; ``digest`` is that of its files.
+
+        Raises:
+            NotFetchedError: they have to be fetched, and the caller does not ``wait``.
+            CorruptArtefactError: what was fetched is not what was stored.
+            StoreUnavailableError: they have to be fetched, and the object store does not answer.
+            StorageFullError: they have to be fetched, and no space is left.
+        """
+        yield folder
+
+    def fetch(self, folder: Path, digest: str) -> Future[None]:
+        """Begin to have a folder's files where they are read; see ``held``."""
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def upload(self, staged: Staged, target: Path) -> None:
+        """Send a staged folder to where other servers find it, ahead of ``placing``."""
+
+    def discard(self, folder: Path) -> None:
+        """Remove what ``upload`` sent. Needs the database's write lock, under which no row names the folder."""
+
+    def abandoned(self) -> list[Path]:
+        """Folders that ``upload`` sent, but for those that may be under way."""
+        return []
+
+    def owner(self) -> str | None:
+        """The registry that what is shared belongs to; ``None`` before it is any's, or where nothing is shared."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return str(json.loads((self.place / _OWNER).read_bytes())["registry"])
+        return None
+
+    def own(self, registry: str) -> None:
+        """Write down which registry what is shared belongs to."""
+        partial = self._staging / secrets.token_hex(8)
+        with storage_errors(self.place):
+            partial.write_text(json.dumps({"registry": registry}))
+            partial.replace(self.place / _OWNER)
+
+    def holds_shared(self) -> bool:
+        """Whether there is anything that other servers read."""
+        return any(any(folder.iterdir()) for folder in (self.artefacts, self.datasets))
+
+    def close(self) -> None:
+        """End what goes on in the background."""
 
     def verify(self, digest: str) -> None:
         """Read an artefact again and compare.
@@ -164,7 +233,7 @@ class ArtefactStore:
         if not folder.is_dir():
             raise CorruptArtefactError(f"{folder}: the artefact's files are gone")
         names = sorted(path for path in folder.rglob("*") if not path.is_dir())
-        files = [_hash_file(path, path.relative_to(folder).as_posix()) for path in names]
+        files = [hash_file(path, path.relative_to(folder).as_posix()) for path in names]
         if manifest_digest(files) != digest:
             raise CorruptArtefactError(f"{folder}: the files are not those that were stored, publish them again")
 
@@ -177,7 +246,8 @@ class ArtefactStore:
         ]
         found += [folder for folder in sorted(self.datasets.iterdir()) if folder.name not in datasets]
         found += [folder for folder in sorted(self.jobs.iterdir()) if folder.name not in jobs]
-        return found + [slot for slot in sorted(self._staging.iterdir()) if not _is_in_use(slot)]
+        slots = {slot for staging in (self._staging, self._jobs_staging) for slot in staging.iterdir()}
+        return found + sorted(slot for slot in slots if not _is_in_use(slot))
 
 
 def _is_in_use(slot: Path) -> bool:
@@ -189,71 +259,3 @@ def _is_in_use(slot: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def _copy_tree(source: Path, target: Path, *, allow_pickles: bool) -> Iterator[StoredFile]:
-    """Copy regular files below ``source``, hashing them, and flush files and folders to disk."""
-    if not source.is_dir():
-        raise RefusedArtefactError(f"{source}: no such folder")
-    target.mkdir()
-    for folder, folders, names in os.walk(source, onerror=_raise):
-        here = Path(folder)
-        copy = target / here.relative_to(source)
-        for name in folders:
-            if (here / name).is_symlink():
-                raise RefusedArtefactError(f"{here / name}: links are not stored, copy what it points to")
-            (copy / name).mkdir()
-        for name in names:
-            relative = (here / name).relative_to(source).as_posix()
-            yield _copy_file(here / name, copy / name, relative, allow_pickles=allow_pickles)
-    for folder, _, _ in os.walk(target):
-        _flush(Path(folder))
-    _flush(target.parent)
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _copy_file(source: Path, target: Path, name: str, *, allow_pickles: bool) -> StoredFile:
-    if source.is_symlink():
-        raise RefusedArtefactError(f"{source}: links are not stored, copy what it points to")
-    if not stat.S_ISREG(source.lstat().st_mode):
-        raise RefusedArtefactError(f"{source}: not a regular file")
-    if not allow_pickles and source.suffix.lower() in _PICKLE_SUFFIXES:
-        raise RefusedArtefactError(f"{source}: pickled files can run code and are refused, use safetensors")
-    digest, size = hashlib.sha256(), 0
-    # Should the file be swapped for a link after the look above, opening it fails.
-    with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as reader, target.open("xb") as writer:
-        whole = os.fstat(reader.fileno()).st_size
-        while block := reader.read(_BLOCK):
-            if size == 0 and not allow_pickles and _is_pickle(block, whole):
-                raise RefusedArtefactError(f"{source}: pickled files can run code and are refused, use safetensors")
-            digest.update(block)
-            size += len(block)
-            writer.write(block)
-        writer.flush()
-        os.fsync(writer.fileno())
-    return StoredFile(name, size, digest.hexdigest())
-
-
-def _is_pickle(head: bytes, size: int) -> bool:
-    """Whether a file of ``size`` bytes that begins with ``head`` is a pickle."""
-    # A safetensors file begins with the length of its JSON header, whose bytes can be those of the opcode PROTO.
-    if head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") <= size:
-        return False
-    return _PICKLE_HEAD.match(head) is not None
-
-
-def _hash_file(path: Path, name: str) -> StoredFile:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-        return StoredFile(name, stream.tell(), digest.hexdigest())
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

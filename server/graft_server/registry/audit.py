@@ -10,14 +10,16 @@ from typing import Any
 from sqlalchemy import Connection, event, inspect, select
 from sqlalchemy.orm import Mapper, Session
 
-from graft_server.registry.models import Artefact, AuditEntry, Counter, Event, Setting, Table, Version, now
+from graft_server.registry.models import Artefact, AuditEntry, Counter, Event, ServerRow, Setting, Table, Version, now
 from graft_server.registry.records import AuditRecord
 from graft_server.registry.visibility import actor
 
 #: Books of the registry itself, and what is a history already.
-_NOT_LOGGED = (Artefact, AuditEntry, Counter, Event, Setting)
+_NOT_LOGGED = (Artefact, AuditEntry, Counter, Event, ServerRow, Setting)
 #: What changes all the time while nobody does anything, and what nobody should read.
-_LEFT_OUT = frozenset({"data", "progress", "last_event", "attempts", "files", "digest", "evaluation", "train_tokens"})
+_LEFT_OUT = frozenset(
+    {"data", "progress", "last_event", "attempts", "files", "digest", "evaluation", "train_tokens", "leased_until"}
+)
 _COUNTER = "audit"
 
 
@@ -29,6 +31,11 @@ def entries(session: Session, target: str | None, before: int | None, limit: int
     if before is not None:
         query = query.where(AuditEntry.seq < before)
     return list(session.scalars(query))
+
+
+def newest(session: Session) -> int:
+    """The number of the last entry, which grows with every change; 0 before the first one."""
+    return session.scalar(select(Counter.last).where(Counter.name == _COUNTER)) or 0
 
 
 def record(row: AuditEntry) -> AuditRecord:

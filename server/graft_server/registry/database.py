@@ -5,23 +5,35 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, OperationalError
 from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker
 
-from graft_server.registry.errors import InvalidDatabaseError, NewerDatabaseError, StorageFullError, UnavailableError
-from graft_server.registry.models import Counter
+from graft_server.registry.errors import (
+    InvalidDatabaseError,
+    NewerDatabaseError,
+    StorageFullError,
+    UnavailableError,
+    UnstorableError,
+)
+from graft_server.registry.models import Counter, now
 from graft_server.registry.visibility import EVERYTHING, restrictions
 
 _BUSY_TIMEOUT_MS = 30_000
 _CONNECT_SECONDS = 5
+#: Milliseconds after which a writer that does nothing loses its transaction: a server that is stopped, or was cut off,
+#: must not keep all others from writing.
+_IDLE_WRITER_MS = 60_000
+#: A network that is gone is noticed within seconds; without these only after a quarter of an hour.
+_NETWORK = {"tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 #: Any number that no other program on the same PostgreSQL database uses.
 _WRITERS_LOCK = 0x67726166  # "graf"
 _WRITES = "graft_writes"
@@ -61,6 +73,11 @@ class Database:
         """The database for a message, without its password."""
         return self._engine.url.render_as_string(hide_password=True)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether servers on several machines may use it."""
+        return self._engine.dialect.name != "sqlite"
+
     def is_new(self) -> bool:
         """Whether no migration has run yet."""
         with self._reported_errors(), self._engine.connect() as connection:
@@ -93,10 +110,14 @@ class Database:
     def _reported_errors(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as error:
+        except (DataError, OverflowError) as error:
+            # A NUL in a text, which PostgreSQL has no place for, or a number beyond 64 bits.
+            raise UnstorableError from error
+        except DBAPIError as error:
             if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise StorageFullError(self.name) from error
-            if self._engine.dialect.name == "postgresql":
+            ended = isinstance(error, OperationalError) or error.connection_invalidated
+            if ended and self._engine.dialect.name == "postgresql":
                 raise UnavailableError(self.name) from error
             raise
 
@@ -117,6 +138,14 @@ def next_number(session: Session, name: str) -> int:
     return counter.last
 
 
+def moment(session: Session) -> datetime:
+    """The present by the database's clock: servers whose own clocks differ agree about it."""
+    if session.get_bind().dialect.name == "postgresql":
+        # ``now()`` would be when the transaction began, and it may have waited for its turn.
+        return cast("datetime", session.scalar(select(func.clock_timestamp())))
+    return now()
+
+
 def _engine_of(url: str) -> Engine:
     """Raises:
     InvalidDatabaseError: the URL is none, or of a database that is not supported.
@@ -134,7 +163,7 @@ def _engine_of(url: str) -> Engine:
         parsed.set(drivername="postgresql+psycopg"),
         # A server that was started anew has ended its connections: that costs a question, not a request.
         pool_pre_ping=True,
-        connect_args={"connect_timeout": _CONNECT_SECONDS},
+        connect_args={"connect_timeout": _CONNECT_SECONDS, **_NETWORK},
     )
 
 
@@ -144,7 +173,10 @@ def _configure_postgresql(engine: Engine) -> None:
         if connection.get_execution_options().get(_WRITES, False):
             # One writer at a time, as with SQLite, so that what a transaction has looked at still holds when it writes.
             # Migrations take the same lock.
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_BUSY_TIMEOUT_MS}")
+            connection.exec_driver_sql(
+                f"SET LOCAL lock_timeout = {_BUSY_TIMEOUT_MS}; "
+                f"SET LOCAL idle_in_transaction_session_timeout = {_IDLE_WRITER_MS}"
+            )
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS_LOCK})")
         else:
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")

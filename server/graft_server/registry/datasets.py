@@ -9,12 +9,13 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobState
-from graft_server.registry.artefacts import ArtefactStore, StoredFile
+from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import next_number
 from graft_server.registry.errors import ConflictError, UnknownError
 from graft_server.registry.models import Dataset, Job, now
 from graft_server.registry.records import DatasetRecord
-from graft_server.registry.visibility import visible
+from graft_server.registry.stored import StoredFile
+from graft_server.registry.visibility import EVERYTHING, visible
 
 _UNFINISHED = tuple(state.value for state in JobState if not state.finished)
 
@@ -23,6 +24,13 @@ def dataset_id(task: str, files: Sequence[StoredFile]) -> str:
     """The id of these files, in this order, read as examples of ``task``."""
     content = "".join(f"{file.name}\n{file.sha256}\n" for file in files)
     return hashlib.sha256(f"{task}\n{content}".encode()).hexdigest()[:24]
+
+
+def identify(task: str, files: Sequence[StoredFile]) -> str:
+    """The id of these files as a dataset of the caller: with the owner in it, it says nothing of the same files in
+    other hands."""
+    view = visible.get()
+    return dataset_id(task if view is None else f"{view.owner}\n{task}", files)
 
 
 def in_order(files: Sequence[StoredFile], names: Sequence[str]) -> list[StoredFile]:
@@ -43,8 +51,7 @@ def add(
     """Record a dataset, or find it where the same files are there for the same task."""
     view = visible.get()
     owner = view.owner if view is not None else None
-    # With the owner in its id, a dataset says nothing of the same files in other hands.
-    identity = dataset_id(task if owner is None else f"{owner}\n{task}", files)
+    identity = identify(task, files)
     dataset = session.get(Dataset, identity)
     if dataset is None:
         dataset = Dataset(
@@ -88,9 +95,12 @@ def remove(session: Session, identity: str) -> None:
     """
     dataset = find(session, identity)
     uses = or_(Job.dataset == identity, Job.options["validation_dataset"].as_string() == identity)
-    user = session.scalar(select(Job.id).where(uses, Job.state.in_(_UNFINISHED)).limit(1))
-    if user is not None:
-        raise ConflictError(f"dataset {identity!r} is in use by job {user!r}, which is not finished")
+    users = select(Job.id).where(uses, Job.state.in_(_UNFINISHED)).limit(1)
+    # Also by one that the caller may not see, and is not told of.
+    if session.scalar(users.execution_options(**{EVERYTHING: True})) is not None:
+        seen = session.scalar(users)
+        who = f"job {seen!r}, which is not finished" if seen else "a job that is not finished"
+        raise ConflictError(f"dataset {identity!r} is in use by {who}")
     session.delete(dataset)
 
 

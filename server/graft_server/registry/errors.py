@@ -33,8 +33,22 @@ class ConflictError(RegistryError):
     """The registry's state does not allow it."""
 
 
+class LostClaimError(ConflictError):
+    """A server writes about a job that is no longer its own: another one took it over, or it has ended."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(f"job {job!r} is not at work on this server any more")
+
+
 class InvalidNameError(RegistryError):
     """An adapter can't have this name."""
+
+
+class UnstorableError(RegistryError):
+    """A number or a text that no database has a place for, and that therefore nothing has."""
+
+    def __init__(self) -> None:
+        super().__init__("a number in the request is too large, or a text in it has a character that can't be stored")
 
 
 class NewerDatabaseError(RegistryError):
@@ -56,11 +70,26 @@ class InvalidDatabaseError(RegistryError):
         super().__init__(f"the setting `database_url` can't be used: {reason}")
 
 
+class InvalidStoreError(RegistryError):
+    """The URL of the artefact store makes no sense."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the setting `artefacts_url` can't be used: {reason}")
+
+
 class UnavailableError(RegistryError):
     """The database does not answer. Nothing was changed."""
 
     def __init__(self, database: str) -> None:
         super().__init__(f"the registry's database {database} does not answer; try again soon")
+
+
+class StoreUnavailableError(UnavailableError):
+    """The artefact store does not answer, or refuses. Nothing was changed."""
+
+    def __init__(self, store: str, reason: str) -> None:
+        RegistryError.__init__(self, f"the artefact store {store} does not answer ({reason}); try again soon")
+        self.store = store
 
 
 class StorageFullError(RegistryError):
@@ -76,6 +105,16 @@ class RefusedArtefactError(RegistryError):
 
 class CorruptArtefactError(RegistryError):
     """Stored files are not what was stored."""
+
+
+class NotFetchedError(RegistryError):
+    """A stored folder has to be fetched from the object store first, and who wants to read it must not wait for that
+    where it is. ``digest`` is that of its files."""
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        super().__init__(f"{folder} is not in the cache")
+        self.folder = folder
+        self.digest = digest
 
 
 @contextmanager

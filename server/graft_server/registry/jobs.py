@@ -14,11 +14,12 @@ from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import next_number
 from graft_server.registry.errors import ConflictError, UnknownError
 from graft_server.registry.models import Event, Job, now
-from graft_server.registry.records import JobRecord
+from graft_server.registry.records import Claim, JobRecord
 
 EventKind = Literal["state", "metrics", "checkpoint", "log"]
 
-_WORKING = (JobState.running, JobState.evaluating)
+#: States of a job at work.
+WORKING = (JobState.running, JobState.evaluating)
 #: What ``update_job`` may do. ``succeeded`` comes with a published version only, and a finished job is queued
 #: again by ``resume_job`` only.
 _MOVES = {
@@ -83,22 +84,14 @@ def list_all(session: Session, state: JobState | None, limit: int) -> list[Job]:
     return list(session.scalars(query))
 
 
-def claim(session: Session) -> Job | None:
-    """Start the job that has waited longest."""
-    query = select(Job).where(Job.state == JobState.queued.value).order_by(Job.queue_number).limit(1)
-    job = session.scalar(query.with_for_update(skip_locked=True))
-    if job is not None:
-        job.attempts += 1
-        move(session, job, JobState.running)
-    return job
-
-
 def move(session: Session, job: Job, state: JobState, **details: Any) -> None:
     """Set a job's state with its times, and append the event; ``details`` go into the event."""
     job.state = state.value
     job.finished_at = now() if state.finished else None
     if state is JobState.running and job.started_at is None:
         job.started_at = now()
+    if state not in WORKING:
+        job.server = job.leased_until = None
     if state is JobState.queued:
         job.error = None
         job.cancel_requested = False
@@ -144,7 +137,7 @@ def succeed(session: Session, job: Job, version: str) -> None:
     Raises:
         ConflictError: the job is not at work.
     """
-    if JobState(job.state) not in _WORKING:
+    if JobState(job.state) not in WORKING:
         raise ConflictError(f"job {job.id!r} is {job.state} and can't publish {version}")
     job.version = version
     job.error = None
@@ -178,16 +171,6 @@ def resume(session: Session, job: Job) -> None:
     move(session, job, JobState.queued, reason="resumed")
 
 
-def recover(session: Session) -> list[Job]:
-    """Queue the jobs whose server died; those that were to be cancelled are cancelled now."""
-    states = [state.value for state in _WORKING]
-    dead = list(session.scalars(select(Job).where(Job.state.in_(states)).order_by(Job.queue_number)))
-    for job in dead:
-        target = JobState.cancelled if job.cancel_requested else JobState.queued
-        move(session, job, target, reason="the server that ran it ended")
-    return dead
-
-
 def append_event(session: Session, job: Job, kind: EventKind, data: dict[str, Any]) -> Event:
     job.last_event += 1
     event = Event(job=job.id, seq=job.last_event, time=now(), kind=kind, data=data)
@@ -218,6 +201,13 @@ def count_by_state(session: Session) -> dict[str, int]:
     return {state.value: counted.get(state.value, 0) for state in JobState}
 
 
+def claim_of(job: Job) -> Claim | None:
+    """The claim of a job at work."""
+    if JobState(job.state) not in WORKING or job.server is None:
+        return None
+    return Claim(job.id, job.server, job.attempts)
+
+
 def record(job: Job, store: ArtefactStore) -> JobRecord:
     return JobRecord(
         id=job.id,
@@ -238,6 +228,7 @@ def record(job: Job, store: ArtefactStore) -> JobRecord:
         finished_at=job.finished_at,
         train_seconds=job.train_seconds,
         train_tokens=job.train_tokens,
+        claim=claim_of(job),
     )
 
 

@@ -10,6 +10,8 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from graft_client.schemas.limits import UNSET, Limits
+from graft_server.registry import limits
 from graft_server.registry.errors import ConflictError, UnknownError
 from graft_server.registry.models import ApiKey, now
 from graft_server.registry.records import KeyRecord
@@ -26,6 +28,7 @@ def create(
     adapters: Sequence[str],
     tenant: str | None,
     expires_at: datetime | None,
+    granted: Limits = UNSET,
 ) -> tuple[ApiKey, str]:
     """A new key, and the text of it.
 
@@ -48,6 +51,7 @@ def create(
         tenant=tenant,
         created_at=now(),
         expires_at=expires_at,
+        limits=limits.column(granted),
     )
     session.add(key)
     session.flush()
@@ -70,6 +74,17 @@ def get(session: Session, identity: str) -> ApiKey | None:
     return session.get(ApiKey, identity)
 
 
+def find(session: Session, identity: str) -> ApiKey:
+    """
+    Raises:
+        UnknownError: there is none.
+    """
+    key = session.get(ApiKey, identity)
+    if key is None:
+        raise UnknownError.among("key", identity, session.scalars(select(ApiKey.id)))
+    return key
+
+
 def list_all(session: Session) -> list[ApiKey]:
     return list(session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id)))
 
@@ -86,9 +101,7 @@ def revoke(session: Session, identity: str) -> ApiKey:
         UnknownError: there is none.
         ConflictError: it is the last that can make others.
     """
-    key = session.get(ApiKey, identity)
-    if key is None:
-        raise UnknownError.among("key", identity, session.scalars(select(ApiKey.id)))
+    key = find(session, identity)
     if key.revoked_at is None:
         others = (record(row) for row in list_all(session) if row is not key)
         if _is_full(record(key)) and not any(_is_full(other) and other.valid(now()) for other in others):
@@ -112,4 +125,5 @@ def record(key: ApiKey) -> KeyRecord:
         created_at=key.created_at,
         expires_at=key.expires_at,
         revoked_at=key.revoked_at,
+        limits=limits.of_row(key.limits),
     )

@@ -70,6 +70,7 @@ class Adapter(Table):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     task: Mapped[str] = mapped_column(String(64), index=True)
     created_at: Mapped[datetime]
+    limits: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     versions: Mapped[list[Version]] = relationship(
         back_populates="owner", order_by="Version.number", cascade="all, delete-orphan"
     )
@@ -226,6 +227,9 @@ class Job(Table):
     train_seconds: Mapped[float | None]
     train_tokens: Mapped[int | None] = mapped_column(BigInteger)
     last_event: Mapped[int]
+    #: Who works at it, and until when that server need not be heard of.
+    server: Mapped[str | None] = mapped_column(String(32))
+    leased_until: Mapped[datetime | None]
 
 
 class Event(Table):
@@ -269,6 +273,7 @@ class ApiKey(Table):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    limits: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class AuditEntry(Table):
@@ -282,6 +287,16 @@ class AuditEntry(Table):
     action: Mapped[str] = mapped_column(String(64))
     target: Mapped[str] = mapped_column(String(192))
     detail: Mapped[dict[str, Any]]
+
+
+class ServerRow(Table):
+    """A server of this registry: when it was last heard of, and the versions (``name@N``) that it had requests for."""
+
+    __tablename__ = "servers"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    seen_at: Mapped[datetime]
+    in_flight: Mapped[list[Any]]
 
 
 class Setting(Table):

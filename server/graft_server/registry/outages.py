@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -23,6 +24,8 @@ class Outlasting:
 
     def __init__(self, stopping: asyncio.Event) -> None:
         self._stopping = stopping
+        #: When the database did not answer last, by ``time.monotonic``.
+        self.failed_at = float("-inf")
 
     async def __call__(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What ``call`` gives.
@@ -35,6 +38,7 @@ class Outlasting:
             try:
                 return await asyncio.to_thread(call, *args, **kwargs)
             except UnavailableError as error:
+                self.failed_at = time.monotonic()
                 if self._stopping.is_set():
                     raise
                 log.warning("%s (next try in %g s)", error, pause)

@@ -10,7 +10,9 @@ from typing import Any
 from graft_client.schemas.adapters import EvaluationSummary
 from graft_client.schemas.jobs import JobProgress, JobState
 from graft_client.schemas.lifecycle import AliasChange, GateReport
+from graft_client.schemas.limits import UNSET, Limits
 from graft_client.schemas.routes import RouteChange, RouteSpec
+from graft_server.registry.stored import StoredFile, manifest_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class VersionRecord:
     size_bytes: int
     created_at: datetime
     lineage: Lineage
+    files: tuple[str, ...] = ()
+    """Names, relative to ``path``."""
     pinned: bool = False
 
     @property
@@ -64,6 +68,7 @@ class AdapterRecord:
     versions: tuple[VersionRecord, ...]
     aliases: dict[str, int] = field(default_factory=dict)
     """Version numbers by alias."""
+    limits: Limits = UNSET
 
     @property
     def latest(self) -> VersionRecord:
@@ -135,10 +140,25 @@ class DatasetRecord:
     path: Path
     created_at: datetime
 
+    @property
+    def digest(self) -> str:
+        """That of the files, whatever their order."""
+        return manifest_digest([StoredFile(*file) for file in self.files])
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A server's right to work at a job. ``number`` counts the job's claims."""
+
+    job: str
+    server: str
+    number: int
+
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One training run. ``folder`` holds its specification, checkpoints and result."""
+    """One training run. ``folder`` holds its specification, checkpoints and result; ``claim`` is there while it is at
+    work."""
 
     id: str
     state: JobState
@@ -158,6 +178,7 @@ class JobRecord:
     finished_at: datetime | None
     train_seconds: float | None
     train_tokens: int | None
+    claim: Claim | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +194,7 @@ class KeyRecord:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    limits: Limits = UNSET
 
     def valid(self, at: datetime) -> bool:
         """Whether it opens anything at this moment."""

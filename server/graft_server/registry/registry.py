@@ -6,29 +6,33 @@ same time. Only records and paths leave it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
-from graft_server.registry import adapters, audit, datasets, documents, jobs, keys
+from graft_client.schemas.limits import UNSET, Limits, LimitsChange
+from graft_server.registry import adapters, audit, claims, datasets, documents, jobs, keys, limits, servers
 from graft_server.registry.aliases import Aliases
-from graft_server.registry.artefacts import ArtefactStore
+from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.database import Database
 from graft_server.registry.documents import Documents
-from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
+from graft_server.registry.errors import ConflictError, NotFetchedError, UnknownError, storage_errors
+from graft_server.registry.identity import server_id
 from graft_server.registry.jobs import EventKind
 from graft_server.registry.kept_files import KeptFiles
 from graft_server.registry.models import Adapter, Artefact, Dataset, Job, RouteRow, Setting, Version
 from graft_server.registry.records import (
     AdapterRecord,
     AuditRecord,
+    Claim,
     DatasetRecord,
     JobRecord,
     KeyRecord,
@@ -37,6 +41,8 @@ from graft_server.registry.records import (
     VersionRecord,
 )
 from graft_server.registry.routes import Routes, refuse_routed, route_record
+from graft_server.registry.sharing import Sharing
+from graft_server.registry.stores import open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,52 +55,100 @@ class RegistryCounts:
     jobs: dict[str, int]
 
 
+class Stored(Protocol):
+    """What has files in the artefact store: where they are read, and their digest."""
+
+    @property
+    def path(self) -> Path | str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+
 class Registry:
     """See the module. Get one from ``Registry.open``."""
 
-    def __init__(self, database: Database, store: ArtefactStore) -> None:
+    def __init__(self, database: Database, store: ArtefactStore, server: str) -> None:
         self._database = database
+        #: The name of this server, which its data folder keeps.
+        self.server = server
         self._store = store
         #: What callers have the server keep.
         self.documents = Documents(database)
         self.kept_files = KeptFiles(store.root / "files", self.documents)
         self.aliases = Aliases(database, store)
         self.routes = Routes(database, store)
+        self._sharing = Sharing(database, store)
 
     @classmethod
-    def open(cls, data_dir: Path, url: str | None = None) -> Registry:
+    def open(
+        cls,
+        data_dir: Path,
+        url: str | None = None,
+        artefacts_url: str | None = None,
+        *,
+        cache_bytes: int = 10 << 30,
+    ) -> Registry:
         """Open the registry in ``data_dir``: create it, migrate it, and remove what a killed process left.
 
-        ``url`` is the database's SQLAlchemy URL; without one it is an SQLite file in the folder.
+        ``url`` is the database's SQLAlchemy URL; without one it is an SQLite file in the folder. ``artefacts_url`` says
+        where artefacts and datasets lie; without one that is the folder too. ``cache_bytes`` of an object store's are
+        kept in the folder.
 
         Raises:
+            InvalidDatabaseError, InvalidStoreError: a URL makes no sense.
             NewerDatabaseError: a newer release wrote the database.
-            ConflictError: the folder holds files, but the database is new.
+            ConflictError: the folder holds files, but the database is new; or the store is another registry's.
+            StoreUnavailableError: the store does not answer, and there are files to bring there.
             StorageFullError: no space is left.
         """
-        store = ArtefactStore(data_dir.expanduser().resolve())
+        root = data_dir.expanduser().resolve()
+        store = open_store(root, artefacts_url, cache_bytes=cache_bytes)
         store.create()
-        database = Database(url or f"sqlite:///{store.root / 'registry.db'}")
-        registry = cls(database, store)
+        with store.lock():
+            server = server_id(root)
+        database = Database(url or f"sqlite:///{root / 'registry.db'}")
+        registry = cls(database, store, server)
         try:
             with store.lock():
                 # A new database beside old files knows none of them, and would have them all collected.
-                if store.holds_anything() and database.is_new():
+                if database.is_new() and store.holds_anything():
                     raise ConflictError(
-                        f"{store.root} holds the files of another database than {database.name}: restore that "
-                        "database, or use another data folder"
+                        f"{store.place} holds the files of another database than {database.name}: restore that "
+                        "database, or use another folder"
                     )
                 database.migrate()
+            registry._sharing.open()
             registry.collect_garbage()
             registry.kept_files.sweep()
         except BaseException:
-            database.close()
+            registry.close()
             raise
         return registry
 
     def close(self) -> None:
         """Close the connections. The registry can't be used afterwards."""
+        self._store.close()
         self._database.close()
+
+    # Files
+
+    def files(self, record: Stored, *, wait: bool = True) -> AbstractContextManager[Path]:
+        """Have the files of a version or a dataset in the folder at its ``path`` for the length of the block.
+
+        Raises:
+            NotFetchedError: they have to be fetched from the object store, and the caller does not ``wait``.
+            CorruptArtefactError: they are gone there, or are not what was stored.
+            StoreUnavailableError: the object store does not answer.
+            StorageFullError: no space is left for them.
+        """
+        folder = Path(record.path)
+        # What has no digest is not published, and lies where it was made.
+        return self._store.held(folder, record.digest, wait=wait) if record.digest else nullcontext(folder)
+
+    def fetch(self, missing: NotFetchedError) -> Future[None]:
+        """Fetch what was missed; one fetch for all who miss it. The future has the errors of ``files``."""
+        return self._store.fetch(missing.folder, missing.digest)
 
     # Adapters and versions
 
@@ -106,19 +160,23 @@ class Registry:
         *,
         job_id: str | None = None,
         job_update: dict[str, Any] | None = None,
+        claim: Claim | None = None,
     ) -> VersionRecord:
         """Store a copy of ``folder`` as the next version of an adapter.
 
         With ``job_id``, the job succeeds with this version in the same transaction, and ``job_update`` holds
-        further arguments of ``update_job``. A job publishes once: a second call returns its version.
+        further arguments of ``update_job``. A job publishes once: a second call returns its version. See ``update_job``
+        for ``claim``.
 
         Raises:
             InvalidNameError: no adapter can be called so.
             UnknownError: there is no such job.
             ConflictError: the adapter belongs to another task, a route has its name, the job is not at work, or what
                 it published was deleted.
+            LostClaimError: another server has taken the job over.
             RefusedArtefactError: the folder holds what is not stored.
             StorageFullError: no space is left; nothing was changed.
+            StoreUnavailableError: the object store does not answer; nothing was changed.
         """
         adapters.check_name(name)
         if job_id is not None:
@@ -126,11 +184,21 @@ class Registry:
             with self._database.read() as session:
                 if published := self._published_by(session, job_id):
                     return published
-        with (
-            self._store.stage(folder) as staged,
-            self._store.placing(staged) as place,
-            self._database.write() as session,
-        ):
+        self._sharing.claim()
+        with self._store.stage(folder) as staged:
+            self._store.upload(staged, self._store.artefact_path(staged.digest))
+            return self._publish(name, staged, lineage, job_id, job_update or {}, claim)
+
+    def _publish(
+        self,
+        name: str,
+        staged: Staged,
+        lineage: Lineage,
+        job_id: str | None,
+        job_update: dict[str, Any],
+        claim: Claim | None,
+    ) -> VersionRecord:
+        with self._store.placing(staged) as place, self._database.write() as session:
             # Asked again: another process may have published for this job in the meantime.
             if job_id is not None and (published := self._published_by(session, job_id)):
                 return published
@@ -138,9 +206,11 @@ class Registry:
             if session.get(RouteRow, name) is not None:
                 raise ConflictError(f"{name!r} is a route; an adapter needs a name of its own")
             version = adapters.add_version(session, name, staged, lineage)
+            if claim is not None:
+                claims.check(jobs.find(session, claim.job, lock=True), claim)
             if job_id is not None:
                 job = jobs.find(session, job_id, lock=True)
-                jobs.update(session, job, **(job_update or {}))
+                jobs.update(session, job, **job_update)
                 jobs.succeed(session, job, f"{name}@{version.number}")
             place(self._store.artefact_path(staged.digest))
             return adapters.version_record(version, self._store)
@@ -215,10 +285,11 @@ class Registry:
         with self._database.read() as session:
             return session.scalar(select(func.max(Version.engine_id))) or 0
 
-    def trained_after(self, engine_id: int) -> list[VersionRecord]:
-        """The versions with a dataset that were published after one, in that order."""
+    def described_after(self, engine_id: int, file: str) -> list[VersionRecord]:
+        """The versions with a dataset, or with a file of this name, that were published after one, in that order."""
         with self._database.read() as session:
-            return [adapters.version_record(row, self._store) for row in adapters.list_trained(session, engine_id)]
+            rows = adapters.list_described(session, engine_id, file)
+            return [adapters.version_record(row, self._store) for row in rows]
 
     def adapter_names(self) -> set[str]:
         """The names of all adapters."""
@@ -271,12 +342,14 @@ class Registry:
 
         Raises:
             UnknownError: there is none.
-            ConflictError: an alias stands for one of its versions, or a route needs it.
+            ConflictError: an alias stands for one of its versions, a route needs it, or another server has requests
+                for it.
         """
         with self._store.lock():
             with self._database.write() as session:
                 adapter = adapters.find_adapter(session, name)
                 refuse_routed(session, adapter.versions)
+                servers.refuse_in_flight(session, self.server, adapter.versions)
                 free = adapters.remove_adapter(session, adapter)
             self._remove_artefacts(free)
 
@@ -285,7 +358,8 @@ class Registry:
 
         Raises:
             UnknownError: there is none.
-            ConflictError: an alias stands for it, a route needs it, or it is pinned and ``unless_pinned``.
+            ConflictError: an alias stands for it, a route needs it, another server has requests for it, or it is
+                pinned and ``unless_pinned``.
         """
         with self._store.lock():
             with self._database.write() as session:
@@ -293,12 +367,15 @@ class Registry:
                 if unless_pinned and version.pinned:
                     raise ConflictError(f"{name}@{number} is pinned")
                 refuse_routed(session, [version])
+                servers.refuse_in_flight(session, self.server, [version])
                 free = adapters.remove_version(session, version)
             self._remove_artefacts(free)
 
     def _remove_artefacts(self, digests: list[str]) -> None:
-        for digest in digests:
-            self._store.remove(self._store.artefact_path(digest))
+        folders = [self._store.artefact_path(digest) for digest in digests]
+        for folder in folders:
+            self._store.remove(folder)
+        self._sharing.discard(folders)
 
     # Datasets
 
@@ -319,17 +396,17 @@ class Registry:
         Raises:
             RefusedArtefactError: the folder is empty or holds links or special files.
             StorageFullError: no space is left; nothing was changed.
+            StoreUnavailableError: the object store does not answer; nothing was changed.
         """
-        with (
-            self._store.stage(folder, allow_pickles=True) as staged,
-            self._store.placing(staged) as place,
-            self._database.write() as session,
-        ):
+        self._sharing.claim()
+        with self._store.stage(folder, allow_pickles=True) as staged:
             files = datasets.in_order(staged.files, order)
-            row = datasets.add(session, files, task=task, format=format, rows=rows, bad_rows=bad_rows)
-            dataset = datasets.record(row, self._store)
-            place(dataset.path)
-            return dataset
+            self._store.upload(staged, self._store.datasets / datasets.identify(task, files))
+            with self._store.placing(staged) as place, self._database.write() as session:
+                row = datasets.add(session, files, task=task, format=format, rows=rows, bad_rows=bad_rows)
+                dataset = datasets.record(row, self._store)
+                place(dataset.path)
+                return dataset
 
     def dataset(self, id: str) -> DatasetRecord:  # noqa: A002
         """Raises:
@@ -353,7 +430,9 @@ class Registry:
         with self._store.lock():
             with self._database.write() as session:
                 datasets.remove(session, id)
-            self._store.remove(self._store.datasets / id)
+            folder = self._store.datasets / id
+            self._store.remove(folder)
+            self._sharing.discard([folder])
 
     # Jobs
 
@@ -395,11 +474,26 @@ class Registry:
         with self._database.read() as session:
             return [jobs.record(row, self._store) for row in jobs.list_all(session, state, limit)]
 
-    def claim_job(self) -> JobRecord | None:
-        """Set the job that has waited longest to running, for the caller alone."""
+    def claim_job(self, *, lease: float = 30.0, take_over: bool = True) -> JobRecord | None:
+        """Set the job that has waited longest to running, for this server alone, for ``lease`` seconds or until
+        ``renew_claims``. Jobs whose dataset lies in another server's data folder are passed over.
+
+        With ``take_over``, jobs of servers that did not renew their claims are queued again first.
+        """
+        with self._database.read() as session:
+            if not claims.anything_to_do(session, take_over=take_over):
+                return None
         with self._database.write() as session:
-            row = jobs.claim(session)
+            row = claims.take(
+                session, self.server, seconds=lease, readable=self._store.has_dataset, take_over=take_over
+            )
             return None if row is None else jobs.record(row, self._store)
+
+    def renew_claims(self, held: Sequence[Claim], *, lease: float) -> list[JobRecord]:
+        """Keep jobs for ``lease`` more seconds; returns those whose claims hold, also behind their time if nobody has
+        taken them over."""
+        with self._database.write() as session:
+            return [jobs.record(row, self._store) for row in claims.renew(session, held, seconds=lease)]
 
     def update_job(
         self,
@@ -411,8 +505,9 @@ class Registry:
         options: dict[str, Any] | None = None,
         train_seconds: float | None = None,
         train_tokens: int | None = None,
+        claim: Claim | None = None,
     ) -> JobRecord:
-        """Change what is given, and append an event where the state changes.
+        """Change what is given, and append an event where the state changes. Who works at the job gives its ``claim``.
 
         ``error`` is kept until it is replaced, or until the job is queued again. A job succeeds through ``publish``
         and a finished one is queued again through ``resume_job``; neither can be set here.
@@ -420,8 +515,9 @@ class Registry:
         Raises:
             UnknownError: there is none.
             ConflictError: the job can't go to that state.
+            LostClaimError: another server has taken it over.
         """
-        with self._job(id) as (session, row):
+        with self._job(id, claim) as (session, row):
             jobs.update(
                 session,
                 row,
@@ -457,17 +553,18 @@ class Registry:
             return jobs.record(row, self._store)
 
     def recover_jobs(self) -> list[JobRecord]:
-        """Queue again the jobs that were at work when their server died. Call it before any worker starts."""
+        """Queue again the jobs that were at work here when this server died. Call it before any worker starts."""
         with self._database.write() as session:
-            return [jobs.record(row, self._store) for row in jobs.recover(session)]
+            return [jobs.record(row, self._store) for row in claims.recover(session, self.server)]
 
-    def add_event(self, job_id: str, kind: EventKind, data: dict[str, Any]) -> JobEvent:
-        """Append to a job's history.
+    def add_event(self, job_id: str, kind: EventKind, data: dict[str, Any], *, claim: Claim | None = None) -> JobEvent:
+        """Append to a job's history; see ``update_job`` for ``claim``.
 
         Raises:
             UnknownError: there is no such job.
+            LostClaimError: another server has taken it over.
         """
-        with self._job(job_id) as (session, row):
+        with self._job(job_id, claim) as (session, row):
             return jobs.event_record(jobs.append_event(session, row, kind, data))
 
     def recent_events(
@@ -493,9 +590,11 @@ class Registry:
             return [jobs.event_record(row) for row in rows]
 
     @contextmanager
-    def _job(self, identity: str) -> Iterator[tuple[Session, Job]]:
+    def _job(self, identity: str, claim: Claim | None = None) -> Iterator[tuple[Session, Job]]:
         with self._database.write() as session:
-            yield session, jobs.find(session, identity, lock=True)
+            row = jobs.find(session, identity, lock=True)
+            claims.check(row, claim)
+            yield session, row
 
     # Keys and the log of changes
 
@@ -507,6 +606,7 @@ class Registry:
         adapters: Sequence[str] = (),
         tenant: str | None = None,
         expires_at: datetime | None = None,
+        limits: Limits = UNSET,
     ) -> tuple[KeyRecord, str]:
         """Make a key; returns its record, and the key itself, which can't be had again.
 
@@ -514,7 +614,9 @@ class Registry:
             ConflictError: there is no key yet, and this one could make no others.
         """
         with self._database.write() as session:
-            row, secret = keys.create(session, name, scopes, adapters=adapters, tenant=tenant, expires_at=expires_at)
+            row, secret = keys.create(
+                session, name, scopes, adapters=adapters, tenant=tenant, expires_at=expires_at, granted=limits
+            )
             return keys.record(row), secret
 
     def key(self, id: str) -> KeyRecord | None:  # noqa: A002
@@ -543,10 +645,62 @@ class Registry:
         with self._database.write() as session:
             return keys.record(keys.revoke(session, id))
 
+    def limit_key(self, id: str, change: LimitsChange) -> KeyRecord:  # noqa: A002
+        """Change how much a key may ask.
+
+        Raises:
+            UnknownError: there is none.
+        """
+        with self._database.write() as session:
+            row = keys.find(session, id)
+            row.limits = limits.column(change.applied(limits.of_row(row.limits)))
+            return keys.record(row)
+
+    def limit_adapter(self, name: str, change: LimitsChange) -> AdapterRecord:
+        """Change how much an adapter may be asked, by all keys together.
+
+        Raises:
+            UnknownError: there is none.
+        """
+        with self._database.write() as session:
+            row = adapters.find_adapter(session, name)
+            row.limits = limits.column(change.applied(limits.of_row(row.limits)))
+            return adapters.adapter_record(row, self._store)
+
+    def adapter_limits(self) -> dict[str, Limits]:
+        """The limits of all adapters that have any of their own, by name."""
+        with self._database.read() as session:
+            return limits.of_adapters(session)
+
     def audit(self, *, target: str | None = None, before: int | None = None, limit: int = 100) -> list[AuditRecord]:
         """The newest changes first; of one target, and before an entry."""
         with self._database.read() as session:
             return [audit.record(row) for row in audit.entries(session, target, before, limit)]
+
+    def newest_change(self) -> int:
+        """The number of the last change of anything by any server: as cheap as a question can be."""
+        with self._database.read() as session:
+            return audit.newest(session)
+
+    @property
+    def has_others(self) -> bool:
+        """Whether other servers may use the database too; an SQLite file is one server's."""
+        return self._database.is_shared
+
+    def report_in_flight(self, refs: Iterable[str]) -> None:
+        """Tell other servers the versions that this one has requests for; believed for half a minute."""
+        with self._database.write() as session:
+            servers.report(session, self.server, refs)
+
+    def in_flight_elsewhere(self) -> set[str]:
+        """The versions (``name@N``) that other servers have requests for."""
+        with self._database.read() as session:
+            return servers.in_flight_elsewhere(session, self.server)
+
+    def take_turn(self, name: str, every: timedelta) -> bool:
+        """Whether this server is to do ``name`` now, which one of all does once within ``every``."""
+        with self._database.write() as session:
+            return servers.take_turn(session, name, every)
 
     # Everything else
 
@@ -572,7 +726,8 @@ class Registry:
             session.merge(Setting(key=key, value=value))
 
     def collect_garbage(self, *, dry_run: bool = False) -> list[Path]:
-        """Remove the folders that no row names and the staging of processes that are gone; returns them."""
+        """Remove the folders that no row names and the staging of processes that are gone; returns them. Those in an
+        object store are left to ``collect_objects``."""
         with self._store.lock():
             with self._database.read() as session:
                 orphans = self._store.orphans(
@@ -584,3 +739,11 @@ class Registry:
                 for folder in orphans:
                     self._store.remove(folder)
         return orphans
+
+    def collect_objects(self, *, dry_run: bool = False) -> list[Path]:
+        """Remove from the object store what no row names and nothing was written to for a day; returns it.
+
+        Raises:
+            StoreUnavailableError: the object store does not answer.
+        """
+        return self._sharing.collect(dry_run=dry_run)

@@ -182,9 +182,12 @@ def refuse_routed(session: Session, versions: Iterable[Version]) -> None:
     )
     if row is not None:
         version = by_id[row.engine_id]
-        raise ConflictError(
-            f"{version.adapter}@{version.number} is in route {row.route!r}: change or delete the route first"
+        # A route that the caller may not see is not named.
+        seen = session.scalar(select(RouteRow.name).where(RouteRow.name == row.route))
+        where = (
+            f"in route {seen!r}: change or delete the route first" if seen else "in a route: ask an admin to change it"
         )
+        raise ConflictError(f"{version.adapter}@{version.number} is {where}")
 
 
 def route_record(session: Session, row: RouteRow, store: ArtefactStore) -> RouteRecord:

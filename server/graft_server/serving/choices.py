@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from graft_plugins.task import Score
+from graft_server.quotas.meter import Charge
 from graft_server.serving.pipeline import Plan
 from graft_server.serving.predictor import Answer, Piece, Predictor, Terms
 
@@ -27,11 +28,15 @@ def choices(plan: Plan, n: int) -> list[Plan]:
 
 async def answer_all(predictor: Predictor, plans: Sequence[Plan], terms: Terms) -> list[Answer]:
     """All answers, in the plans' order; the first failure ends the others."""
-    tasks = [asyncio.create_task(predictor.answer(plan, terms)) for plan in plans]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        await _end(tasks)
+    async with predictor.charged(plans, patience=terms.patience) as charges:
+        tasks = [
+            asyncio.create_task(predictor.answer(plan, terms, charge=charge))
+            for plan, charge in zip(plans, charges, strict=True)
+        ]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            await _end(tasks)
 
 
 async def stream_all(
@@ -45,27 +50,31 @@ async def stream_all(
     # One place a plan: a slow reader slows the work down instead of filling memory.
     ready: asyncio.Queue[tuple[int, Piece | Answer | Exception]] = asyncio.Queue(len(plans))
 
-    async def follow(index: int, plan: Plan) -> None:
+    async def follow(index: int, plan: Plan, charge: Charge) -> None:
         try:
-            async with aclosing(predictor.stream(plan, terms)) as items:
+            async with aclosing(predictor.stream(plan, terms, charge=charge)) as items:
                 async for item in items:
                     await ready.put((index, item))
         except Exception as error:
             await ready.put((index, error))
 
-    tasks = [asyncio.create_task(follow(index, plan)) for index, plan in enumerate(plans)]
-    try:
-        left = len(plans)
-        while left:
-            index, item = await ready.get()
-            if isinstance(item, Exception):
-                raise item
-            left -= isinstance(item, Answer)
-            yield index, item
-            # Where there is always something ready, this is where a response that nobody reads can be cancelled.
-            await asyncio.sleep(0)
-    finally:
-        await _end(tasks)
+    async with predictor.charged(plans, patience=terms.patience) as charges:
+        tasks = [
+            asyncio.create_task(follow(index, plan, charge))
+            for index, (plan, charge) in enumerate(zip(plans, charges, strict=True))
+        ]
+        try:
+            left = len(plans)
+            while left:
+                index, item = await ready.get()
+                if isinstance(item, Exception):
+                    raise item
+                left -= isinstance(item, Answer)
+                yield index, item
+                # Where there is always something ready, this is where a response that nobody reads can be cancelled.
+                await asyncio.sleep(0)
+        finally:
+            await _end(tasks)
 
 
 async def _end(tasks: Sequence[asyncio.Task[Answer]] | Sequence[asyncio.Task[None]]) -> None:

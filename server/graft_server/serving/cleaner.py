@@ -7,10 +7,11 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
+from pathlib import Path
 
 from graft_client.schemas.lifecycle import GcReport, GcRequest, GcVersion
 from graft_server.problems import ProblemError
-from graft_server.registry import ConflictError, Registry, UnknownError
+from graft_server.registry import ConflictError, Registry, RegistryError, UnknownError
 from graft_server.registry.models import now
 from graft_server.registry.records import VersionRecord
 from graft_server.serving.pins import Pins
@@ -55,6 +56,7 @@ class Cleaner:
             else:
                 kept.append(_told(version, reason))
         orphans = await asyncio.to_thread(self._registry.collect_garbage, dry_run=request.dry_run)
+        orphans += await self.collect_objects(dry_run=request.dry_run)
         return GcReport(
             dry_run=request.dry_run,
             deleted=[_told(version) for version in deleted],
@@ -62,6 +64,14 @@ class Cleaner:
             freed_bytes=await asyncio.to_thread(self._freed, deleted),
             orphans=len(orphans),
         )
+
+    async def collect_objects(self, *, dry_run: bool = False) -> list[Path]:
+        """Remove from the object store what killed servers left there, if it answers; returns it."""
+        try:
+            return await asyncio.to_thread(self._registry.collect_objects, dry_run=dry_run)
+        except RegistryError as error:
+            log.warning("the object store was not looked through for garbage: %s", error)
+            return []
 
     def _old(self, request: GcRequest) -> list[VersionRecord]:
         registry = self._registry
@@ -73,7 +83,14 @@ class Cleaner:
     def _reasons(self) -> dict[int, str]:
         """Why versions must stay, by engine id."""
         pinned = {version.engine_id: "is pinned" for version in self._registry.pinned_versions()}
-        return pinned | self._registry.routes.in_use() | self._registry.aliases.in_use()
+        elsewhere = self._registry.in_flight_elsewhere()
+        busy = {
+            version.engine_id: "has requests in flight on another server"
+            for adapter in (self._registry.adapters() if elsewhere else ())
+            for version in adapter.versions
+            if version.ref in elsewhere
+        }
+        return busy | pinned | self._registry.routes.in_use() | self._registry.aliases.in_use()
 
     def _busy(self, version: VersionRecord) -> str | None:
         return "has requests in flight" if self._traffic.in_flight(version.ref) else None

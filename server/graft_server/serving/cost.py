@@ -19,14 +19,19 @@ def estimated_tokens(plan: Plan, context_length: int) -> int:
     is what the caller reserves, and how long the answer really becomes is known too late. No prompt with its answer is
     longer than the context, whatever was asked for.
     """
-    texts = [plan.prompt.text or "", *(message.content for message in plan.prompt.messages)]
-    prompt = len(plan.prompt.tokens) or text_tokens(texts)
+    prompt = prompt_tokens(plan)
     match plan.decoding:
         case Score(candidates=candidates):
             # A candidate is computed behind the prompt, which is computed once.
             return prompt + sum(1 + len(text.encode()) // _BYTES for text in candidates)
         case Generate(sampling=sampling):
             return min(prompt + sampling.max_tokens, context_length)
+
+
+def prompt_tokens(plan: Plan) -> int:
+    """Tokens of the prompt alone."""
+    texts = [plan.prompt.text or "", *(message.content for message in plan.prompt.messages)]
+    return len(plan.prompt.tokens) or text_tokens(texts)
 
 
 def text_tokens(texts: Iterable[str]) -> int:

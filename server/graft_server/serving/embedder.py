@@ -16,6 +16,7 @@ from graft_server.metrics.by_adapter import Served
 from graft_server.observability import Metrics
 from graft_server.observers import Observers
 from graft_server.problems import ProblemError, as_problem
+from graft_server.quotas.meter import Charge, Meter
 from graft_server.serving.account import account
 from graft_server.serving.cost import text_tokens
 from graft_server.serving.predictor import Terms
@@ -24,11 +25,14 @@ from graft_server.serving.predictor import Terms
 class Embedder:
     """Embeds texts with the engine."""
 
-    def __init__(self, engine: Engine, turnstile: Turnstile, metrics: Metrics, observers: Observers) -> None:
+    def __init__(
+        self, engine: Engine, turnstile: Turnstile, metrics: Metrics, observers: Observers, meter: Meter
+    ) -> None:
         self._engine = engine
         self._turnstile = turnstile
         self._metrics = metrics
         self._observers = observers
+        self._meter = meter
 
     async def embed(self, texts: Sequence[str], terms: Terms) -> Embeddings:
         """A vector for each text; cancelling it ends the work in the engine. It is counted and told to plugins as a
@@ -36,18 +40,23 @@ class Embedder:
 
         Raises:
             FullError: too many requests wait already.
-            ProblemError: ``deadline-exceeded``, or ``unauthorized`` because the caller's key has ended.
+            ProblemError: ``deadline-exceeded``, ``unauthorized`` because the caller's key has ended, or
+                ``rate-limited``.
             EngineError: a text does not fit the context, or the engine does not run.
         """
         started = time.monotonic()
         code, queued, tokens = "aborted", None, 0
         lease = current_lease.get()
-        turn = self._turnstile.enter(None, text_tokens(texts), background=terms.background, deadline=terms.deadline)
+        cost = text_tokens(texts)
+        turn = self._turnstile.enter(None, cost, background=terms.background, deadline=terms.deadline)
         try:
             with nullcontext() if lease is None else lease.held():
-                async with turn as visit:
+                metered = self._meter.charged(None, [Charge(cost, 0)], patience=terms.patience)
+                async with metered as (charge,), turn as visit:
                     queued = visit.waited
+                    charge.record(cost, 0)
                     embedded = await before(terms.deadline, self._engine.embed(texts))
+                    charge.record(embedded.prompt_tokens, 0)
             code, tokens = "ok", embedded.prompt_tokens
             return embedded
         except DeadlineError as error:

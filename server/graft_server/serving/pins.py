@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from weakref import WeakValueDictionary
 
 from graft_server.admission.turnstile import Turnstile
 from graft_server.engine.base import Engine, EngineError, InvalidRequestError
 from graft_server.problems import ProblemError
-from graft_server.registry import Registry
+from graft_server.registry import Registry, RegistryError
+from graft_server.registry.reading import hold
 from graft_server.registry.records import VersionRecord
 from graft_server.serving.convert import version_source
 
@@ -24,8 +26,8 @@ class Pins:
         self._registry = registry
         self._engine = engine
         self._turnstile = turnstile
-        #: Engine ids that engine and gate have been told to keep.
-        self._kept: set[int] = set()
+        #: What engine and gate have been told to keep, by engine id, and the hold on its files.
+        self._kept: dict[int, tuple[VersionRecord, ExitStack]] = {}
         self._failures: dict[str, str] = {}
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
@@ -35,17 +37,33 @@ class Pins:
         return self._failures
 
     async def restore(self) -> None:
-        """Pin in a new engine what the registry says is pinned. What fails is logged and kept in ``failures``."""
-        for version in await asyncio.to_thread(self._registry.pinned_versions):
+        """Pin in the engine what the registry says is pinned, by whichever server, and let go what is pinned no more.
+        What fails is logged and kept in ``failures``; it is not tried again while it stays pinned."""
+        pinned = {version.engine_id: version for version in await asyncio.to_thread(self._registry.pinned_versions)}
+        refs = {version.ref for version in pinned.values()}
+        self._failures = {ref: reason for ref, reason in self._failures.items() if ref in refs}
+        for version in [kept for kept, _ in self._kept.values() if kept.engine_id not in pinned]:
             async with self._lock(version):
-                if version not in await asyncio.to_thread(self._registry.pinned_versions):
-                    continue  # it was unpinned or deleted while others were loaded
-                try:
-                    await self._keep(version)
-                except (EngineError, ProblemError) as error:
+                if not await self._is_pinned(version):
                     await self._let_go(version)
-                    log.warning("the pinned version %s could not be loaded: %s", version.ref, error)
-                    self._failures[version.ref] = str(error)
+        for version in pinned.values():
+            if version.engine_id not in self._kept and version.ref not in self._failures:
+                await self._restore(version)
+
+    async def _restore(self, version: VersionRecord) -> None:
+        async with self._lock(version):
+            if not await self._is_pinned(version):
+                return  # it was unpinned or deleted while others were loaded
+            try:
+                await self._keep(version)
+            except (EngineError, ProblemError, RegistryError) as error:
+                await self._let_go(version)
+                log.warning("the pinned version %s could not be loaded: %s", version.ref, error)
+                self._failures[version.ref] = str(error)
+
+    async def _is_pinned(self, version: VersionRecord) -> bool:
+        pinned = await asyncio.to_thread(self._registry.pinned_versions)
+        return version.engine_id in {other.engine_id for other in pinned}
 
     async def pin(self, name: str, number: int) -> VersionRecord:
         """Load a version and keep it in its slot, now and after a restart. One that is pinned already is tried again.
@@ -85,14 +103,16 @@ class Pins:
             self._failures.pop(version.ref, None)
             await self._let_go(version)
             # An engine that is not up holds no adapter.
-            if self._engine.state in ("ready", "rebuilding"):
+            if self._engine.state in ("ready", "rebuilding", "asleep"):
                 await self._engine.unload(version.engine_id)
 
     def _lock(self, version: VersionRecord) -> asyncio.Lock:
         return self._locks.setdefault(version.engine_id, asyncio.Lock())
 
     async def _keep(self, version: VersionRecord) -> None:
-        self._kept.add(version.engine_id)
+        # An engine that is rebuilt reads the files again.
+        if version.engine_id not in self._kept:
+            self._kept[version.engine_id] = (version, await hold(self._registry, version))
         # Before the engine is asked, which may have to wait for a slot: the gate has busy adapters give theirs up.
         self._turnstile.pin(version.engine_id)
         try:
@@ -102,6 +122,7 @@ class Pins:
         self._failures.pop(version.ref, None)
 
     async def _let_go(self, version: VersionRecord) -> None:
-        self._kept.discard(version.engine_id)
+        if kept := self._kept.pop(version.engine_id, None):
+            kept[1].close()
         self._turnstile.unpin(version.engine_id)
         await self._engine.unpin(version.engine_id)

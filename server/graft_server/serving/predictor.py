@@ -7,8 +7,8 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from graft_client.schemas.common import Timings, Usage
@@ -32,10 +32,13 @@ from graft_server.metrics.by_adapter import Served
 from graft_server.observability import Metrics
 from graft_server.observers import Observers
 from graft_server.problems import ProblemError, as_problem
+from graft_server.quotas.meter import Charge, Meter
+from graft_server.registry import Registry
+from graft_server.registry.reading import hold, with_files
 from graft_server.routing.resolver import Resolver, Route
 from graft_server.serving import convert
 from graft_server.serving.account import account
-from graft_server.serving.cost import estimated_tokens
+from graft_server.serving.cost import estimated_tokens, prompt_tokens
 from graft_server.serving.guards import FAULTS, Guards, Outcome, metric_of
 from graft_server.serving.pipeline import Parsed, Plan, parse_output, plan_request, replanned, texts_in
 from graft_server.serving.shadows import Shadows
@@ -45,6 +48,8 @@ log = logging.getLogger(__name__)
 
 #: Answers of fewer tokens say little about the time that one takes.
 _MEASURED_TOKENS = 8
+#: Problems of a version's files, for which the fallbacks of a route are there.
+_NOT_THERE = frozenset({"adapter-unloadable", "artefacts-unavailable"})
 #: Tokens that come together where the answer is read whole: few enough that live figures still move.
 _WHOLE = 16
 
@@ -60,6 +65,12 @@ class Terms:
     timeout: float = math.inf
     deadline: float | None = None
     background: bool = False
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait where a limit is reached, instead of being refused: any time where nobody waits for the
+        answer."""
+        return math.inf if self.background and self.deadline is None else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +135,24 @@ class Predictor:
     def __init__(
         self,
         *,
+        registry: Registry,
         resolver: Resolver,
         engine: Engine,
         turnstile: Turnstile,
         observers: Observers,
         metrics: Metrics,
+        meter: Meter,
         guards: Guards,
         shadows: Shadows,
         timeout: float = 600.0,
     ) -> None:
         self._timeout = timeout
+        self._registry = registry
         self._resolver = resolver
         self._engine = engine
         self._turnstile = turnstile
         self._metrics = metrics
+        self._meter = meter
         self._observers = observers
         self._guards = guards
         self._shadows = shadows
@@ -178,23 +193,62 @@ class Predictor:
                 sampling["stop"] = tuple(request.sampling.stop)
             return plan_request(route, document=request.input, text=request.text, sampling=sampling)
 
-        return await asyncio.to_thread(plan)
+        return await with_files(self._registry, plan)
 
     async def predict(self, request: PredictRequest) -> Answer:
         """One request, answered whole."""
         terms = self.terms_of(request)
         return await self.answer(await self.prepare(request), terms)
 
+    @asynccontextmanager
+    async def charged(
+        self, plans: Sequence[Plan], *, source: AdapterSource | None = None, patience: float = 0.0
+    ) -> AsyncIterator[Sequence[Charge]]:
+        """Count plans of one route as one request of the caller's: a charge for each of them. It waits at a limit that
+        lets it in within ``patience`` seconds.
+
+        Raises:
+            ProblemError: ``rate-limited`` or ``beyond-limit``, and none of them may run; or ``unauthorized``, the
+                caller's key has ended.
+        """
+        source = source or convert.adapter_source(plans[0].route.version)
+        # Of an engine that does not run nothing is known, and it computes nothing: the request is refused for that.
+        up = self._engine.state not in ("starting", "stopped", "failed")
+        context = self._engine.model.context_length if up else 0
+        charges: list[Charge] = []
+        # Answers to one prompt share it, as the engine computes it once.
+        paid: set[int] = set()
+        for plan in plans:
+            prompt = prompt_tokens(plan)
+            most = estimated_tokens(plan, context)
+            charges.append(Charge(prompt, max(0, most - prompt), pays_prompt=id(plan.prompt) not in paid))
+            paid.add(id(plan.prompt))
+        adapter = source.ref.partition("@")[0] if source else None
+        lease = current_lease.get()
+        async with AsyncExitStack() as stack:
+            with nullcontext() if lease is None else lease.held():
+                await stack.enter_async_context(self._meter.charged(adapter, charges, patience=patience))
+            yield charges
+
     async def answer(
-        self, plan: Plan, terms: Terms, *, source: AdapterSource | None = None, observed: bool = True
+        self,
+        plan: Plan,
+        terms: Terms,
+        *,
+        source: AdapterSource | None = None,
+        observed: bool = True,
+        charge: Charge | None = None,
     ) -> Answer:
         """Run a plan to its end. See ``stream``.
 
         An answer that the engine died in the middle of is begun anew, once: its caller has seen nothing of it.
         """
+        if charge is None:
+            async with self.charged([plan], source=source, patience=terms.patience) as (charge,):
+                return await self.answer(plan, terms, source=source, observed=observed, charge=charge)
         begun = False
         for last_try in (False, True):
-            events = self.stream(plan, terms, source=source, observed=observed, tokens_per_delta=_WHOLE)
+            events = self.stream(plan, terms, source=source, observed=observed, tokens_per_delta=_WHOLE, charge=charge)
             try:
                 async with aclosing(events):
                     async for event in events:
@@ -216,26 +270,42 @@ class Predictor:
         source: AdapterSource | None = None,
         observed: bool = True,
         tokens_per_delta: int = 1,
+        charge: Charge | None = None,
     ) -> AsyncGenerator[Piece | Answer]:
         """Pieces of text as they come, then the answer. Closing the iterator aborts the request, and so does the
         deadline in its ``terms``. Where the route's version can't be loaded, its fallbacks answer, one after the other.
 
         ``source`` stands in for the route's version where that is not registered yet. Only ``observed`` requests
-        are shown to plugins and counted. ``tokens_per_delta`` is how many tokens may come together.
+        are shown to plugins and counted. ``tokens_per_delta`` is how many tokens may come together. Without a
+        ``charge`` of ``charged`` it is a request of its own.
 
         Raises:
             ProblemError: whatever ended the request, the end of its caller's key too; nothing of another kind.
         """
-        items = self._stream(plan, terms, source=source, observed=observed, tokens_per_delta=tokens_per_delta)
+        items = self._stream(plan, terms, source, observed, tokens_per_delta, charge)
         lease = current_lease.get()
         return items if lease is None else guarded(items, lease)
 
     async def _stream(
-        self, plan: Plan, terms: Terms, *, source: AdapterSource | None, observed: bool, tokens_per_delta: int
+        self,
+        plan: Plan,
+        terms: Terms,
+        source: AdapterSource | None,
+        observed: bool,
+        tokens_per_delta: int,
+        charge: Charge | None,
     ) -> AsyncGenerator[Piece | Answer]:
+        if charge is None:
+            async with (
+                self.charged([plan], source=source, patience=terms.patience) as (own,),
+                aclosing(self._stream(plan, terms, source, observed, tokens_per_delta, own)) as items,
+            ):
+                async for item in items:
+                    yield item
+            return
         for fallback in (*plan.route.fallback, None):
             current = plan if not plan.rerouted else await asyncio.to_thread(replanned, plan, plan.rerouted[-1])
-            attempt = self._attempt(current, terms, source=source, observed=observed, tokens_per_delta=tokens_per_delta)
+            attempt = self._attempt(current, terms, source, observed, tokens_per_delta, charge)
             begun = False
             try:
                 async with aclosing(attempt):
@@ -246,13 +316,19 @@ class Predictor:
                         yield item
                 return
             except ProblemError as error:
-                if begun or fallback is None or error.code != "adapter-unloadable":
+                if begun or fallback is None or error.code not in _NOT_THERE:
                     raise
                 log.warning("%s could not be loaded, %s answers: %s", current.route.ref, fallback.ref, error)
                 plan.rerouted.append(fallback)
 
     async def _attempt(
-        self, plan: Plan, terms: Terms, *, source: AdapterSource | None, observed: bool, tokens_per_delta: int
+        self,
+        plan: Plan,
+        terms: Terms,
+        source: AdapterSource | None,
+        observed: bool,
+        tokens_per_delta: int,
+        charge: Charge,
     ) -> AsyncGenerator[Piece | Answer]:
         """See ``stream``; by the route's version alone."""
         started = time.monotonic()
@@ -260,9 +336,13 @@ class Predictor:
         progress = _Progress(self.traffic.arrive(source.ref if source else "base", started))
         code: str | None = "aborted"
         answer: Answer | None = None
+        held = ExitStack()
         try:
             self._require_engine()
             cost = estimated_tokens(plan, self._engine.model.context_length)
+            # The engine may read the files again at any time: other adapters push this one out of its memory.
+            if source is not None:
+                held.enter_context(await before(terms.deadline, hold(self._registry, source), waiting=True))
             async with self._turnstile.enter(
                 source, cost, background=terms.background, deadline=terms.deadline
             ) as visit:
@@ -294,7 +374,10 @@ class Predictor:
             code = problem.code
             raise problem from error
         finally:
+            held.close()
             self.traffic.leave(progress.flight)
+            if progress.flight.running:
+                charge.record(progress.prompt_tokens, progress.completion_tokens)
             if observed:
                 ended = time.monotonic()
                 self._observe(plan, progress, ended - started, code)
@@ -352,7 +435,11 @@ class Predictor:
                         texts.append(delta.text)
                         tokens.extend(delta.tokens)
                         progress.prompt_tokens = delta.prompt_tokens or progress.prompt_tokens
-                        progress.completion_tokens = delta.completion_tokens or progress.completion_tokens
+                        if delta.completion_tokens:
+                            progress.completion_tokens = delta.completion_tokens
+                        elif delta.text and not delta.finish_reason:
+                            # An engine that counts at the end only: it is one token at least.
+                            progress.completion_tokens += 1
                         self.traffic.generated(progress.flight, progress.completion_tokens, now)
                         if delta.text or delta.tokens:
                             yield Piece(delta.text, delta.tokens)

@@ -12,6 +12,7 @@ from graft_plugins.manager import PluginHost
 from graft_server.engine.base import AdapterLoadError, Engine
 from graft_server.problems import ProblemError
 from graft_server.registry import CorruptArtefactError, Registry
+from graft_server.registry.reading import hold
 from graft_server.registry.records import AliasEventRecord, AliasRecord, VersionRecord
 from graft_server.serving.convert import version_source
 
@@ -46,7 +47,8 @@ class Promotion:
         try:
             self.host.task(lineage.task)
             await asyncio.to_thread(self.registry.verify, self.version)
-            await self.engine.validate(version_source(self.version))
+            with await hold(self.registry, self.version):
+                await self.engine.validate(version_source(self.version))
         except UnknownNameError:
             raise self._unservable(f"no loaded plugin provides its task {lineage.task!r}") from None
         except (CorruptArtefactError, AdapterLoadError) as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from graft_client.schemas.routes import ShadowRecord
 from graft_server.problems import ProblemError
+from graft_server.quotas.account import current_account
 from graft_server.routing.resolver import Route
 from graft_server.serving.pipeline import Plan, replanned
 
@@ -71,6 +72,8 @@ class Shadows:
     async def _serve(self, predictor: Predictor, plan: Plan, answer: Answer, shadow: Route) -> None:
         via = plan.route.via
         assert via is not None
+        # The caller asked once, and pays once.
+        current_account.set(None)
         request = plan.request.model_dump(mode="json") if plan.request is not None else None
         record = ShadowRecord(
             time=datetime.now(UTC),

@@ -74,6 +74,10 @@ class Traffic:
         """Requests for one version that are not over, those that wait among them."""
         return self._running[ref] + sum(flight.ref == ref for flight in self._waiting)
 
+    def refs(self) -> set[str]:
+        """The versions whose requests are not all over."""
+        return {*self._running, *(flight.ref for flight in self._waiting)} - {"base"}
+
     def loads(self, now: float) -> dict[str, Load]:
         """Everything that has requests or had tokens within the last ten seconds."""
         self._forget(now)

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +25,18 @@ from graft_plugins.manager import PluginHost
 from graft_server.base_model.source import BaseModel
 from graft_server.children import compute_environment
 from graft_server.config import Settings
-from graft_server.registry.errors import RegistryError, UnavailableError
+from graft_server.registry.errors import (
+    CorruptArtefactError,
+    LostClaimError,
+    RegistryError,
+    StorageFullError,
+    UnavailableError,
+)
 from graft_server.registry.outages import Outlasting
 from graft_server.registry.records import DatasetRecord, JobRecord, Lineage, VersionRecord
 from graft_server.registry.registry import Registry
 from graft_server.training.files import write_whole
+from graft_server.training.keeper import ClaimKeeper
 from graft_server.training.spec import (
     DONE,
     FAILED,
@@ -79,7 +87,8 @@ class JobStopped(Exception):  # noqa: N818 - the state that it leads to
 
 
 class JobRunner:
-    """See the module. ``on_published`` and ``on_finished`` are called in the event loop and must not block."""
+    """See the module. ``on_published`` and ``on_finished`` are called in the event loop and must not block; a job
+    trains within ``device_turn``."""
 
     def __init__(
         self,
@@ -90,6 +99,7 @@ class JobRunner:
         evaluate: Evaluate,
         on_published: Callable[[VersionRecord], None] = lambda version: None,
         on_finished: Callable[[JobRecord], None] = lambda job: None,
+        device_turn: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._registry = registry
         self._host = host
@@ -98,17 +108,24 @@ class JobRunner:
         self._evaluate = evaluate
         self._on_published = on_published
         self._on_finished = on_finished
+        self._device_turn = device_turn
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
         self._jobs: dict[str, _Run] = {}
         #: A database that is away for a while stops no worker and fails no job.
         self._ask = Outlasting(self._stopping)
+        self._lease = settings.job_lease_seconds
+        self._keeper = ClaimKeeper(registry, self._lease, lost=self._lose, cancelled=self._cancel)
+        self._keeping: asyncio.Task[None] | None = None
+        self._started_at = time.monotonic()
 
     async def start(self) -> None:
         """Queue again what a dead server left, and begin to work through the queue."""
         await asyncio.to_thread(self._registry.recover_jobs)
+        self._started_at = time.monotonic()
         self._woken.set()
+        self._keeping = asyncio.create_task(self._keeper.run(), name="claims")
         self._loop_task = asyncio.create_task(self._work(), name="job-runner")
 
     async def stop(self) -> None:
@@ -121,43 +138,74 @@ class JobRunner:
         for run in runs:
             run.stop()
         await asyncio.gather(*(run.task for run in runs if run.task is not None), return_exceptions=True)
+        if self._keeping is not None:
+            self._keeping.cancel()
 
     def wake(self) -> None:
-        """Look at the queue now: a job was added."""
+        """Look at the queue and at the jobs at work now: something may have changed."""
         self._woken.set()
+        self._keeper.wake()
 
     async def cancel(self, job_id: str) -> None:
-        """Stop a job at work; its worker keeps a last checkpoint. Jobs that are not at work here are left alone."""
+        """Stop a job at work; its worker keeps a last checkpoint. One that is at work on another server is stopped
+        there, when that server looks at its claims."""
+        self._cancel(job_id)
+
+    def _cancel(self, job_id: str) -> None:
         run = self._jobs.get(job_id)
-        if run is not None:
+        if run is not None and not run.cancelled:
             run.cancelled = True
             run.stop()
+
+    def _lose(self, job_id: str) -> None:
+        run = self._jobs.get(job_id)
+        if run is not None:
+            run.lose()
 
     async def _work(self) -> None:
         while not self._stopping.is_set():
             self._woken.clear()
             while len(self._jobs) < self._settings.max_jobs and not self._stopping.is_set():
                 try:
-                    job = await self._ask(self._registry.claim_job)
+                    job = await self._ask(self._registry.claim_job, lease=self._lease, take_over=self._may_take_over())
                 except UnavailableError:
                     break  # and the server is stopping
                 if job is None:
                     break
-                run = self._jobs[job.id] = _Run(self._registry, job, self._ask, self._publish_checkpoint)
-                run.task = asyncio.create_task(self._run(run), name=f"job-{job.id}")
-            await self._woken.wait()
+                if (lost := self._jobs.get(job.id)) is not None and lost.task is not None:
+                    # We lost it and have it again: its last worker must not write beside the next one.
+                    lost.lose()
+                    await asyncio.wait([lost.task])
+                self._begin(job)
+            # Nobody tells that a claim has run out.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), self._lease / 3)
+
+    def _may_take_over(self) -> bool:
+        """Whether a claim that has run out means that its server is gone. After an outage of the database it does not,
+        until every server had the time to renew."""
+        return time.monotonic() - max(self._started_at, self._ask.failed_at) > self._lease
+
+    def _begin(self, job: JobRecord) -> None:
+        assert job.claim is not None
+        self._keeper.add(job.claim)
+        run = self._jobs[job.id] = _Run(self._registry, job, self._ask, self._publish_checkpoint)
+        run.task = asyncio.create_task(self._run(run), name=f"job-{job.id}")
 
     # One job
 
     async def _run(self, run: _Run) -> None:
         job = run.job
         try:
-            summary = await self._train(run)
+            async with self._device_turn():
+                summary = await self._train(run)
             evaluation = await self._measure(run, summary)
             version = await self._publish(job, summary, evaluation)
         except JobStopped:
             state = JobState.cancelled if run.cancelled else JobState.queued
             await self._end(job, state)
+        except LostClaimError as error:
+            log.warning("%s; another server goes on with it", error)
         except JobFailed as error:
             await self._end(job, JobState.failed, str(error))
         except Exception as error:
@@ -169,11 +217,16 @@ class JobRunner:
             self._on_finished(finished)
         finally:
             del self._jobs[job.id]
+            if job.claim is not None:
+                self._keeper.drop(job.claim)
             self._woken.set()
 
     async def _end(self, job: JobRecord, state: JobState, error: str | None = None) -> None:
         try:
-            ended = await self._ask(self._registry.update_job, job.id, state=state, error=error)
+            ended = await self._ask(self._registry.update_job, job.id, state=state, error=error, claim=job.claim)
+        except LostClaimError as lost:
+            log.warning("%s; another server goes on with it", lost)
+            return
         except RegistryError:
             log.exception("job %s can't be set to %s", job.id, state)
             return
@@ -182,10 +235,28 @@ class JobRunner:
 
     async def _train(self, run: _Run) -> TrainingSummary:
         """Run the worker until it is done, again after a crash: it goes on from its last checkpoint."""
-        await self._ask(self._write_spec, run.job)
-        # Of a worker whose server was killed before it could be told of them.
-        for snapshot in _snapshots(run.job):
-            await run.checkpoint(int(snapshot.name), known=False)
+        rows, watched = await self._ask(self._datasets, run.job)
+        with ExitStack() as held:
+            try:
+                for dataset in filter(None, (rows, watched)):
+                    await self._ask(self._hold, held, dataset)
+            except (CorruptArtefactError, StorageFullError) as error:
+                raise JobFailed(f"the dataset can't be read: {error}; resume the job to try it again") from error
+            await self._ask(self._write_spec, run.job, rows, watched)
+            # Of a worker whose server was killed before it could be told of them.
+            for snapshot in _snapshots(run.job):
+                await run.checkpoint(int(snapshot.name), known=False)
+            return await self._work_through(run)
+
+    def _datasets(self, job: JobRecord) -> tuple[DatasetRecord, DatasetRecord | None]:
+        """What a job trains on, and what it is watched on if that is a dataset of its own."""
+        watched = job.options.get("validation_dataset")
+        return self._registry.dataset(job.dataset), None if watched is None else self._registry.dataset(watched)
+
+    def _hold(self, held: ExitStack, dataset: DatasetRecord) -> None:
+        held.enter_context(self._registry.files(dataset))
+
+    async def _work_through(self, run: _Run) -> TrainingSummary:
         for start in range(1, _STARTS + 1):
             code = await run.work()
             if code == DONE and run.summary is not None:
@@ -205,9 +276,7 @@ class JobRunner:
             "machine ran out of memory, lower batch_size or max_length and resume the job"
         )
 
-    def _write_spec(self, job: JobRecord) -> None:
-        dataset = self._registry.dataset(job.dataset)
-        watched = job.options.get("validation_dataset")
+    def _write_spec(self, job: JobRecord, dataset: DatasetRecord, watched: DatasetRecord | None) -> None:
         base = self._base
         spec = TrainingSpec(
             job=job.id,
@@ -225,9 +294,10 @@ class JobRunner:
             format=dataset.format,
             # A dataset is stored with bad rows only where its owner said to go on without them.
             skip_bad=dataset.bad_rows > 0,
-            validation=None if watched is None else _data(self._registry.dataset(watched)),
+            validation=None if watched is None else _data(watched),
             options=job.options,
             device=self._settings.training_device,
+            memory=self._settings.training_memory,
             plugins=self._settings.plugins,
         )
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -237,7 +307,7 @@ class JobRunner:
         job = run.job
         if run.stopping:
             raise JobStopped
-        await self._ask(self._registry.update_job, job.id, state=JobState.evaluating)
+        await self._ask(self._registry.update_job, job.id, state=JobState.evaluating, claim=job.claim)
         measuring = asyncio.ensure_future(
             self._evaluate(job, job.folder / RESULT_FOLDER, job.folder / HELD_OUT_FILE, run.evaluated)
         )
@@ -258,7 +328,8 @@ class JobRunner:
             run.evaluation = None
             await run.flush()
             # The evaluation counted its answers; what stays is how far the training came.
-            await self._ask(self._registry.update_job, job.id, progress=_trained(run.progress, summary))
+            progress = _trained(run.progress, summary)
+            await self._ask(self._registry.update_job, job.id, progress=progress, claim=job.claim)
         return evaluation
 
     async def _publish(self, job: JobRecord, summary: TrainingSummary, evaluation: EvaluationSummary) -> VersionRecord:
@@ -279,7 +350,10 @@ class JobRunner:
                 lineage,
                 job_id=job.id,
                 job_update=figures,
+                claim=job.claim,
             )
+        except LostClaimError:
+            raise
         except RegistryError as error:
             raise JobFailed(f"the version can't be published: {error}; resume the job to try it again") from error
 
@@ -289,7 +363,8 @@ class JobRunner:
         if not folder.is_dir():
             return None
         lineage = replace(self._lineage(job), step=step, rank=self._host.method(job.method).rank(job.options))
-        version = await self._ask(self._registry.publish, checkpoints_of(job.adapter), folder, lineage)
+        name = checkpoints_of(job.adapter)
+        version = await self._ask(self._registry.publish, name, folder, lineage, claim=job.claim)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         self._on_published(version)
         return version.ref
@@ -383,6 +458,14 @@ class _Run:
             self._process.stdin.close()
             self._notes.add(asyncio.create_task(self._insist(self._process)))
 
+    def lose(self) -> None:
+        """End the worker or the evaluation at once: the job is another server's now."""
+        self._stop.set()
+        if self.evaluation is not None:
+            self.evaluation.cancel()
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
     async def _insist(self, process: asyncio.subprocess.Process) -> None:
         try:
             await asyncio.wait_for(process.wait(), _GRACE)
@@ -472,12 +555,12 @@ class _Run:
         """Put the figures into the job's record and its history."""
         self._noted = time.monotonic()
         progress: JobProgress = self.progress
-        await self._ask(self._registry.update_job, self.job.id, progress=progress)
+        await self._ask(self._registry.update_job, self.job.id, progress=progress, claim=self.job.claim)
         await self.event("metrics", progress.model_dump(mode="json"))
 
     async def event(self, kind: EventKind, data: dict[str, Any]) -> None:
         """Append to the job's history."""
-        await self._ask(self._registry.add_event, self.job.id, kind, data)
+        await self._ask(self._registry.add_event, self.job.id, kind, data, claim=self.job.claim)
 
     async def flush(self) -> None:
         """Wait until everything that was to be noted is."""

@@ -66,6 +66,7 @@ class TrainingSpec(_Document):
     validation: DataSpec | None = Field(None, description="Rows to watch the loss on, where they are not held out.")
     options: dict[str, Any] = Field({}, description="Training and method options, flat.")
     device: str = "auto"
+    memory: float | None = Field(None, gt=0, le=1, description="Share of a CUDA device's memory that the run may take.")
     threads: int | None = Field(None, ge=1, description="CPU threads; by default torch's own choice.")
     plugins: str = Field("*", description="Which installed plugins to load, as in the server's settings.")
 

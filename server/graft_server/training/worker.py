@@ -22,7 +22,7 @@ from graft_client.schemas.jobs import JobProgress
 from graft_plugins.errors import UnknownNameError
 from graft_plugins.manager import PluginHost
 from graft_plugins.method import AdapterFault, AdapterMethod
-from graft_server.base_model.device import choose_device, choose_dtype
+from graft_server.base_model.device import choose_device, choose_dtype, limit_memory
 from graft_server.base_model.errors import BaseModelError
 from graft_server.base_model.loading import load_model, load_tokenizer
 from graft_server.base_model.source import BaseModel as BaseModelOnDisk
@@ -164,6 +164,7 @@ class Worker:
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         device = choose_device(spec.device)
+        limit_memory(device, spec.memory)
         dtype = choose_dtype(_DTYPES[options.training.precision], device)
         model = load_model(base, dtype=dtype, device=device)
         # PEFT writes this name into the adapter's files; a path of this machine would mean nothing elsewhere.

@@ -443,6 +443,16 @@ def test_register_sends_the_needed_files_alone(server: LittleServer, graft: Graf
     assert set(files) == set(names[:3])
 
 
+def test_register_sends_the_rows_that_tell_what_it_is_for(server: LittleServer, graft: Graft, tmp_path: Path) -> None:
+    folder = peft_folder(tmp_path / "a", "adapter_config.json", "adapter_model.safetensors")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "why?"}')
+    server.on("POST", "/api/adapters", document(samples.version(1), 201))
+    words = ("adapters", "register", str(folder), "--name", "x", "--task", "domain-qa", "--profile", str(rows))
+    assert graft(*words).exit_code == 0
+    assert b'name="profile"; filename="rows.jsonl"' in server.asked[0].body
+
+
 def test_register_refuses_a_folder_before_sending_it(server: LittleServer, graft: Graft, tmp_path: Path) -> None:
     def register(folder: Path) -> Any:
         return graft("adapters", "register", str(folder), "--name", "x", "--task", "translation")

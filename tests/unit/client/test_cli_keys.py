@@ -13,11 +13,12 @@ def test_the_first_key_is_made_on_the_data_folder(tmp_path: Path) -> None:
     folder = tmp_path / "graft-data"
     command = ["keys", "create", "--data-dir", folder, "--name", "me", "--scope"]
     assert "admin" in run_graft(*command, "query", code=1).error
-    made = run_graft(*command, "admin")
+    made = run_graft(*command, "admin", "--tokens-per-day", "1000")
     registry = Registry.open(folder)
     (key,) = registry.keys()
     (entry,) = registry.audit()
     registry.close()
+    assert key.limits.tokens_per_day == 1000
     assert made.out.startswith(f"graft_{key.id}_")
     assert made.out.strip().split("_", 2)[2] not in repr(key)
     assert (entry.actor, entry.action, entry.target) == ("the command line", "apikey.create", key.id)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from graft_server.registry import Lineage, Registry
+from support.object_stores import S3Server, s3_server
 from support.postgresql import PostgreSQL, postgresql
 
 MakeFolder = Callable[..., Path]
@@ -53,6 +55,27 @@ def make_folder(tmp_path: Path) -> MakeFolder:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """One server for the whole run."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB of its own."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(mount)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    yield mount
+    subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -173,3 +174,15 @@ def test_a_deleted_version_is_pinned_no_more(registry, make_folder, lineage):
             change("x", 1)
     registry.publish("x", make_folder("x"), lineage)
     assert registry.pinned_versions() == []
+
+
+def test_the_versions_that_say_what_they_are_for_are_found(registry, make_folder, lineage, dataset):
+    silent = registry.publish("silent", make_folder("1"), lineage)
+    trained = registry.publish("trained", make_folder("2"), replace(lineage, dataset=dataset))
+    folder = make_folder("3")
+    (folder / "profile.safetensors").write_text("profile")
+    described = registry.publish("described", folder, lineage)
+    assert registry.described_after(0, "profile.safetensors") == [trained, described]
+    assert registry.described_after(trained.engine_id, "profile.safetensors") == [described]
+    assert described.files == ("adapter_config.json", "adapter_model.safetensors", "profile.safetensors")
+    assert silent.files == described.files[:2]

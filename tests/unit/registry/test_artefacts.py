@@ -150,20 +150,6 @@ def test_a_full_disk_at_any_flush_changes_nothing(registry, data_dir, make_folde
     assert registry.publish("x", make_folder("2"), lineage).version == 2
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MiB of its own."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(mount)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("mounting a file system is not permitted here")
-    yield mount
-    subprocess.run(["umount", "--lazy", str(mount)], check=True)
-
-
 def test_a_really_full_disk_changes_nothing(small_disk, make_folder, lineage):
     registry = Registry.open(small_disk / "data")
     first = registry.publish("x", make_folder("1"), lineage)

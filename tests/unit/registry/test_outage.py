@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from graft_server.problems import as_problem
 from graft_server.registry import Registry, RegistryError
 from graft_server.registry.database import Database
 from graft_server.registry.errors import InvalidDatabaseError, UnavailableError
+from graft_server.registry.models import Setting
 from support.postgresql import PostgreSQL
 
 
@@ -38,3 +41,27 @@ def test_no_message_tells_a_password(url: str):
         Database(url).migrate()
     assert isinstance(caught.value, InvalidDatabaseError | UnavailableError)
     assert "secret" not in str(caught.value)
+
+
+def test_a_writer_that_was_stopped_does_not_keep_others_from_writing(
+    postgres: PostgreSQL, tmp_path, make_folder, lineage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("graft_server.registry.database._IDLE_WRITER_MS", 500)
+    url = postgres.new_database()
+    first, second = (Registry.open(tmp_path / name, url, (tmp_path / "shared").as_uri()) for name in ("a", "b"))
+
+    def stopped_in_the_middle() -> None:
+        with first._database.write() as session:
+            assert session.get(Setting, "late") is None
+            before = time.monotonic()
+            assert second.publish("x", make_folder(), lineage).ref == "x@1"
+            assert 0.2 < time.monotonic() - before < 5
+            session.add(Setting(key="late", value="1"))
+
+    with pytest.raises(UnavailableError):
+        stopped_in_the_middle()
+    assert second.get_setting("late") is None
+    first.set_setting("late", "2")
+    assert second.get_setting("late") == "2"
+    first.close()
+    second.close()

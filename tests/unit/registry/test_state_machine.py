@@ -1,14 +1,15 @@
-"""Random operations against a model in plain dictionaries."""
+"""Random operations on two servers of one registry, against a model in plain dictionaries."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -22,13 +23,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from graft_client.schemas.jobs import JobState
+from graft_client.schemas.jobs import JobProgress, JobState
 from graft_client.schemas.routes import RouteSpec
 from graft_server.registry import ConflictError, Lineage, Registry, UnknownError
+from graft_server.registry.errors import LostClaimError
+from graft_server.registry.records import Claim
 from support.postgresql import PostgreSQL
 
 TASKS = {"a": "translation", "b": "translation", "c": "chat"}
 WORKING = (JobState.running, JobState.evaluating)
+SERVERS = ("a", "b")
 names = st.sampled_from(sorted(TASKS))
 contents = st.sampled_from(["1", "2", "3"])
 aliases = st.sampled_from(["production", "staging"])
@@ -37,14 +41,16 @@ aliases = st.sampled_from(["production", "staging"])
 class RegistryMachine(RuleBasedStateMachine):
     datasets = Bundle("datasets")
     jobs = Bundle("jobs")
-    #: The URL of an empty database; ``None`` is SQLite in the data folder.
+    #: The URL of an empty database; ``None`` is SQLite.
     new_database: Callable[[], str | None] = staticmethod(lambda: None)
 
     def __init__(self) -> None:
         super().__init__()
         self.root = Path(tempfile.mkdtemp())
-        self.url = self.new_database()
-        self.registry = Registry.open(self.root / "data", self.url)
+        self.url = self.new_database() or f"sqlite:///{self.root / 'registry.db'}"
+        self.servers = {name: self.open(name) for name in SERVERS}
+        #: The one that is told what comes next.
+        self.at = SERVERS[0]
         self.versions: dict[str, tuple[int, str]] = {}
         self.pinned: set[str] = set()
         #: What an alias stood for, one after the other, the present last.
@@ -62,10 +68,27 @@ class RegistryMachine(RuleBasedStateMachine):
         self.live_datasets: dict[str, str] = {}
         self.dataset_of: dict[str, str] = {}
         self.adapter_of: dict[str, str] = {}
+        #: Every claim there was, and the job's last one while it is at work; ``overdue`` are not renewed in time.
+        self.all_claims: list[Claim] = []
+        self.claims: dict[str, Claim | None] = {}
+        self.overdue: set[Claim] = set()
+        self.attempts: dict[str, int] = {}
+
+    def open(self, name: str) -> Registry:
+        return Registry.open(self.root / name, self.url, (self.root / "shared").as_uri())
+
+    @property
+    def registry(self) -> Registry:
+        return self.servers[self.at]
 
     def teardown(self) -> None:
-        self.registry.close()
+        for registry in self.servers.values():
+            registry.close()
         shutil.rmtree(self.root)
+
+    @rule(name=st.sampled_from(SERVERS))
+    def turn_to(self, name: str) -> None:
+        self.at = name
 
     def folder(self, content: str) -> Path:
         folder = self.root / f"content-{content}"
@@ -243,19 +266,76 @@ class RegistryMachine(RuleBasedStateMachine):
         self.enqueue(job.id)
         return job.id
 
-    @rule()
-    def claim(self) -> None:
-        job = self.registry.claim_job()
+    @rule(overdue=st.booleans(), take_over=st.booleans())
+    def claim(self, overdue: bool, take_over: bool) -> None:
+        if take_over:
+            self.back_into_the_queue(
+                job for job, claim in self.claims.items() if self.states[job] in WORKING and claim in self.overdue
+            )
+        job = self.registry.claim_job(lease=-1 if overdue else 1000, take_over=take_over)
         assert (job.id if job else None) == (self.queue[0] if self.queue else None)
         if job:
             self.states[self.queue.pop(0)] = JobState.running
+            self.attempts[job.id] = self.attempts.get(job.id, 0) + 1
+            assert job.claim is not None
+            assert job.claim.number == self.attempts[job.id]
+            assert job.claim not in self.all_claims
+            self.all_claims.append(job.claim)
+            self.claims[job.id] = job.claim
+            if overdue:
+                self.overdue.add(job.claim)
+
+    def back_into_the_queue(self, jobs: Iterable[str]) -> None:
+        """The jobs of servers that are gone wait where they waited before."""
+        lost = list(jobs)
+        self.states |= dict.fromkeys(lost, JobState.queued)
+        self.claims |= dict.fromkeys(lost)
+        self.queue = sorted([*self.queue, *lost], key=self.turns.__getitem__)
+
+    def holds(self, claim: Claim) -> bool:
+        return self.states[claim.job] in WORKING and self.claims.get(claim.job) == claim
+
+    @precondition(lambda self: self.all_claims)
+    @rule(data=st.data())
+    def renew(self, data) -> None:
+        claim = data.draw(st.sampled_from(self.all_claims))
+        held = self.registry.renew_claims([claim], lease=1000)
+        assert [job.id for job in held] == ([claim.job] if self.holds(claim) else [])
+        if held:
+            self.overdue.discard(claim)
+
+    @precondition(lambda self: self.all_claims)
+    @rule(data=st.data(), step=st.integers(0, 9))
+    def work(self, data, step: int) -> None:
+        claim = data.draw(st.sampled_from(self.all_claims))
+        try:
+            done = self.registry.update_job(claim.job, progress=JobProgress(step=step), claim=claim)
+        except LostClaimError:
+            assert not self.holds(claim)
+        else:
+            assert self.holds(claim)
+            assert done.progress.step == step
+
+    @precondition(lambda self: self.all_claims)
+    @rule(data=st.data(), content=contents)
+    def finish_claimed(self, data, content: str) -> None:
+        claim = data.draw(st.sampled_from(self.all_claims))
+        if self.holds(claim):
+            self.finish(claim.job, content, claim)
+        elif self.states[claim.job] is not JobState.succeeded:
+            name = self.adapter_of[claim.job]
+            with pytest.raises(LostClaimError):
+                self.registry.publish(name, self.folder(content), self.lineage(name), job_id=claim.job, claim=claim)
 
     @rule(job=jobs, content=contents)
-    def finish(self, job: str, content: str) -> None:
+    def finish_without_claim(self, job: str, content: str) -> None:
+        self.finish(job, content, None)
+
+    def finish(self, job: str, content: str, claim: Claim | None) -> None:
         name = self.adapter_of[job]
         before = self.states[job]
         try:
-            version = self.registry.publish(name, self.folder(content), self.lineage(name), job_id=job)
+            version = self.registry.publish(name, self.folder(content), self.lineage(name), job_id=job, claim=claim)
         except ConflictError:
             published = self.registry.job(job).version
             assert before not in WORKING
@@ -267,6 +347,7 @@ class RegistryMachine(RuleBasedStateMachine):
         assert before in WORKING
         self.published(version, content)
         self.states[job] = JobState.succeeded
+        self.claims[job] = None
 
     @rule(job=jobs, target_state=st.sampled_from(JobState))
     def update(self, job: str, target_state: JobState) -> None:
@@ -278,6 +359,8 @@ class RegistryMachine(RuleBasedStateMachine):
         assert target_state is before or not before.finished
         assert target_state is before or target_state is not JobState.succeeded
         self.states[job] = target_state
+        if target_state not in WORKING:
+            self.claims[job] = None
         if before is JobState.queued and target_state is not JobState.queued:
             self.queue.remove(job)
         if target_state is JobState.queued and before is not JobState.queued:
@@ -304,15 +387,27 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(crashed=st.booleans())
     def reopen(self, crashed: bool) -> None:
+        name = self.registry.server
         self.registry.close()
-        self.registry = Registry.open(self.root / "data", self.url)
+        self.servers[self.at] = self.open(self.at)
+        assert self.registry.server == name
         if crashed:
             self.registry.recover_jobs()
-            lost = [job for job, state in self.states.items() if state in WORKING]
-            self.states |= dict.fromkeys(lost, JobState.queued)
-            self.queue = sorted([*self.queue, *lost], key=self.turns.__getitem__)
+            at_work = [job for job, state in self.states.items() if state in WORKING]
+            claims = {job: self.claims.get(job) for job in at_work}
+            self.back_into_the_queue(job for job, claim in claims.items() if claim is None or claim.server == name)
+
+    @rule()
+    def collect_garbage(self) -> None:
+        assert self.registry.collect_garbage() == []
 
     @invariant()
+    def both_servers_see_the_same(self) -> None:
+        at = self.at
+        for self.at in SERVERS:
+            self.nothing_is_lost_and_nothing_is_left()
+        self.at = at
+
     def nothing_is_lost_and_nothing_is_left(self) -> None:
         found = {v.ref: v for adapter in self.registry.adapters() for v in adapter.versions}
         assert {ref: v.engine_id for ref, v in found.items()} == {ref: e for ref, (e, _) in self.versions.items()}
@@ -333,10 +428,13 @@ class RegistryMachine(RuleBasedStateMachine):
             assert set(self.registry.routes.get(name).versions) == set(self.routes[name])
         for name, moves in self.moves.items():
             assert [event.seq for event in self.registry.aliases.history(name)] == list(range(moves, 0, -1))
-        on_disk = {folder.name for folder in (self.root / "data" / "artefacts").glob("*/*")}
+        on_disk = {folder.name for folder in (self.root / "shared" / "artefacts").glob("*/*")}
         assert on_disk == {version.digest for version in found.values()}
         assert self.registry.collect_garbage(dry_run=True) == []
         assert {job.id: job.state for job in self.registry.jobs(limit=1000)} == self.states
+        assert {job.id: job.claim for job in self.registry.jobs(limit=1000) if job.claim} == {
+            job: claim for job, claim in self.claims.items() if claim is not None
+        }
         assert {dataset.id for dataset in self.registry.datasets()} == set(self.live_datasets)
 
 

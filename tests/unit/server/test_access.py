@@ -345,3 +345,44 @@ def test_listening_wider_without_keys(services: Services) -> None:
         _check_reach(settings, "http://10.0.0.1:8000", local_only=False)
     _check_reach(settings.model_copy(update={"insecure": True}), "http://10.0.0.1:8000", local_only=False)
     assert not ANYONE.may("admin")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "base", "input": "hi"}),
+        ("/api/predict", {"task": "chat", "text": "hi"}),
+        ("/api/predict", {"task": "chat", "text": "hi", "stream": True}),
+        ("/v1/responses", {"model": "base", "input": "hi", "stream": True}),
+        ("/v1/completions", {"model": "base", "prompt": ["one", "two"], "n": 2}),
+        ("/api/evaluations", {"adapter": "de", "dataset": ""}),
+        ("/api/jobs/{}/events", None),
+    ],
+)
+async def test_whatever_is_in_flight_ends_with_its_key(
+    services: Services, admin: str, tmp_path: Path, path: str, body: dict[str, Any] | None
+) -> None:
+    publish(services, tmp_path, "de", state={"target_language": "German"})
+    headers = bearer(key := key_for(services, "query", "train"))
+    engine = engine_of(services)
+    engine.hold()
+    rows = b'{"source": "Turn off", "target": "Ausschalten"}\n' * 3
+    async with on_socket(services) as (client, _):
+        files = parts({"rows.jsonl": rows})
+        stored = await client.post("/api/datasets", data={"task": "translation"}, files=files, headers=headers)
+        dataset = stored.json()["id"]
+        job = services.registry.create_job(
+            task="translation", adapter="new", dataset=dataset, method="lora", options={}
+        )
+        if body and "dataset" in body:
+            body = {**body, "dataset": dataset}
+        method = "POST" if body else "GET"
+        asking = asyncio.create_task(client.request(method, path.format(job.id), json=body, headers=headers))
+        await asyncio.sleep(0.3)
+        assert not asking.done()
+        services.registry.revoke_key(key.split("_")[1])
+        async with asyncio.timeout(3):
+            answer = await asking
+    assert not engine.running
+    # Following a job ends; whoever does so is told why when they come back.
+    assert answer.status_code == 401 or '"unauthorized"' in answer.text or body is None

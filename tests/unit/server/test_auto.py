@@ -152,13 +152,13 @@ async def test_a_decision_by_the_text_is_explained(client: httpx.AsyncClient) ->
 def test_a_damaged_profile_is_told(tmp_path: Path) -> None:
     profile = profile_of(["one two three"])
     assert profile is not None
-    profile.save(tmp_path / "p.npz")
-    loaded = Profile.load(tmp_path / "p.npz")
+    profile.save(tmp_path / "p.safetensors")
+    loaded = Profile.load(tmp_path / "p.safetensors")
     assert np.array_equal(loaded.indices, profile.indices)
-    assert [file.name for file in tmp_path.iterdir()] == ["p.npz"]
-    (tmp_path / "p.npz").write_bytes((tmp_path / "p.npz").read_bytes()[:100])
+    assert [file.name for file in tmp_path.iterdir()] == ["p.safetensors"]
+    (tmp_path / "p.safetensors").write_bytes((tmp_path / "p.safetensors").read_bytes()[:100])
     with pytest.raises(ValueError, match="damaged"):
-        Profile.load(tmp_path / "p.npz")
+        Profile.load(tmp_path / "p.safetensors")
 
 
 def test_a_text_is_its_own_best_match_and_nothing_is_nobodys() -> None:
@@ -190,3 +190,72 @@ async def test_a_limited_key_chooses_among_what_it_may_see(client: httpx.AsyncCl
         answer = await ask(client, text="Translate from English to German. The green lamp is off", task="translation")
         assert answer["adapter"] == chosen
         assert ("german" in str(answer)) == (key == root)
+
+
+async def register(client: httpx.AsyncClient, name: str, rows: list[Any], **files: bytes) -> httpx.Response:
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    sent = parts({**adapter_files(), **files}) + ([("profile", ("rows.jsonl", content))] if rows else [])
+    return await client.post("/api/adapters", data={"name": name, "task": "domain-qa"}, files=sent)
+
+
+async def explained(client: httpx.AsyncClient, text: str) -> list[str]:
+    return (await client.post("/api/explain", json={"adapter": "auto", "text": text})).json()["steps"]
+
+
+TREES = [{"question": f"May I fell a {kind} in my own garden in {month}?", "answers": "x"}
+         for kind in ("birch", "maple", "willow") for month in ("March", "June", "October")]  # fmt: skip
+
+
+async def test_a_version_from_elsewhere_takes_part_by_the_rows_it_is_registered_with(
+    client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    question = "May I fell a willow in June?"
+    assert (await register(client, "trees", [])).status_code == 201
+    steps = await explained(client, question)
+    assert any(step.startswith("trees@1 takes no part: none of its versions was trained here") for step in steps)
+    assert (await ask(client, text=question))["adapter"] != "trees@1"
+
+    assert (await register(client, "trees", TREES)).status_code == 201
+    assert (await ask(client, text=question))["adapter"] == "trees@2"
+    assert not any("takes no part" in step for step in await explained(client, question))
+    assert (await client.get("/api/datasets")).json()[0]["rows"] != len(TREES)
+
+    # A later version that says nothing changes nothing.
+    assert (await register(client, "trees", [])).status_code == 201
+    assert (await ask(client, text=question))["adapter"] == "trees@3"
+
+    bundle = (await client.get("/api/adapters/trees@2/bundle")).content
+    other = make_services(tmp_path / "other")
+    async with in_memory(other) as there:
+        taken = await there.post("/api/bundles", files=[("files", ("b.zip", bundle))])
+        assert taken.status_code == 201, taken.text
+        assert (await ask(there, text=question))["adapter"] == "trees@1"
+    other.registry.close()
+
+
+async def test_a_profile_that_says_nothing_is_refused(client: httpx.AsyncClient) -> None:
+    bad = await register(client, "trees", [{"question": 3}])
+    assert (bad.status_code, bad.json()["code"]) == (422, "invalid-data")
+    empty = await register(client, "trees", [{"question": "?", "answers": "x"}], **{"profile.safetensors": b"junk"})
+    assert (empty.status_code, empty.json()["code"]) == (422, "invalid-adapter")
+    assert "profile.safetensors" in empty.json()["detail"]
+    assert (await client.get("/api/adapters/trees")).status_code == 404
+
+
+async def test_who_has_lost_its_rows_is_named(services: Services, tmp_path: Path) -> None:
+    async with in_memory(services) as client:
+        version = await train(services, client, tmp_path, "gone", "domain-qa", [{"question": "Why?", "answers": "x"}])
+        await client.delete(f"/api/datasets/{version.lineage.dataset}")
+        assert any("gone@1 takes no part: no dataset" in step for step in await explained(client, "Why?"))
+
+
+def test_a_profile_from_anywhere_is_looked_through(tmp_path: Path) -> None:
+    made = profile_of(LAMPS)
+    assert made is not None
+    order = made.indices[::-1].copy()
+    nan = np.full_like(made.mean, np.nan)
+    for spoiled in (replace(made, indices=order), replace(made, mean=nan), replace(made, share=made.share[1:]),
+                    replace(made, indices=made.indices + features("x")[0].max() + (1 << 16))):  # fmt: skip
+        spoiled.save(tmp_path / "p.safetensors")
+        with pytest.raises(ValueError, match="no profile"):
+            Profile.load(tmp_path / "p.safetensors")

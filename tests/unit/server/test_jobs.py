@@ -47,6 +47,19 @@ async def test_a_job_is_queued_with_every_option_in_force(
     assert (await client.get("/api/jobs?state=failed")).json() == []
 
 
+async def test_jobs_can_be_queued_while_the_engine_sleeps_for_another(
+    client: httpx.AsyncClient, services: Services, dataset: str
+) -> None:
+    await engine_of(services).sleep()
+    ready = await client.get("/health/ready")
+    assert (ready.status_code, ready.json()) == (503, {"status": "asleep", "detail": "a job has the device"})
+    assert (await submit(client, dataset)).status_code == 201
+    evaluation = await client.post("/api/evaluations", json={"adapter": "de", "dataset": dataset})
+    assert evaluation.json()["code"] == "not-ready", evaluation.text
+    assert "a job has the device" in evaluation.json()["detail"]
+    assert (await client.get("/api/status")).json()["engine"]["state"] == "asleep"
+
+
 @pytest.mark.parametrize(
     ("change", "status", "code"),
     [

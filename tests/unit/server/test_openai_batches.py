@@ -14,6 +14,7 @@ import openai
 import pytest
 from openai.types import Batch
 
+from graft_client.schemas.limits import Limits
 from graft_server.app import batch_runner
 from graft_server.engine.base import GenerateRequest
 from graft_server.services import Services
@@ -365,3 +366,16 @@ async def test_a_batch_sees_what_its_key_sees_and_ends_with_it(services: Service
         faults = services.registry.documents.get("batch", running.id).data["faults"]
         assert faults[0]["code"] == "unauthorized"
         assert "revoked" in faults[0]["message"]
+
+
+async def test_a_batch_goes_on_at_the_pace_of_its_keys_limit(services: Services) -> None:
+    services.registry.create_key("root", ["admin"])
+    limits = Limits(requests_per_minute=120)
+    key = services.registry.create_key("web", ["query"], limits=limits)[1]
+    async with openai_sdk(services, api_key=key) as sdk, at_work(services):
+        started = time.monotonic()
+        batch = await submit(sdk, many(123))
+        done = await ended(sdk, batch.id)
+        assert done.request_counts is not None
+        assert (done.request_counts.completed, done.request_counts.failed) == (123, 0)
+        assert time.monotonic() - started > 1.4

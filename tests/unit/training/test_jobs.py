@@ -21,6 +21,8 @@ from graft_plugins.manager import PluginHost
 from graft_server.base_model.folder import BaseModel
 from graft_server.config import Settings
 from graft_server.registry import ConflictError, Registry
+from graft_server.registry.errors import StoreUnavailableError
+from graft_server.registry.objects import ObjectStore
 from graft_server.registry.records import JobRecord, VersionRecord
 from graft_server.training.options import resolve_options
 from graft_server.training.runner import JobRunner
@@ -67,8 +69,8 @@ class Jobs:
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         real = self.registry.add_event
 
-        def add_event(job_id: str, kind: Any, data: dict[str, Any]) -> Any:
-            event = real(job_id, kind, data)
+        def add_event(job_id: str, kind: Any, data: dict[str, Any], **claim: Any) -> Any:
+            event = real(job_id, kind, data, **claim)
             loop.call_soon_threadsafe(self._heard.put_nowait, (job_id, kind, data))
             return event
 
@@ -283,6 +285,34 @@ async def test_a_database_that_goes_away_and_comes_back_costs_no_job(
         await asyncio.wait_for(runner.stop(), timeout=30)
         registry.close()
         await asyncio.to_thread(server.start)
+
+
+async def test_a_job_fetches_its_dataset_and_outlasts_an_object_store_that_is_away(
+    host: PluginHost, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry.open(tmp_path / "data", None, f"memory://{tmp_path.name}")
+    jobs = Jobs(registry, host, base, tmp_path / "data")
+    job = jobs.submit(max_steps=2)
+    shutil.rmtree(registry.dataset(job.dataset).path)
+    put, refused = ObjectStore.put, []
+
+    def away(self: ObjectStore, *arguments: Any) -> None:
+        if len(refused) < 2:
+            refused.append(arguments)
+            raise StoreUnavailableError("memory://", "away")
+        put(self, *arguments)
+
+    monkeypatch.setattr(ObjectStore, "put", away)
+    runner = jobs.runner()
+    await runner.start()
+    assert (await jobs.over()).state is JobState.succeeded
+    await runner.stop()
+    assert len(refused) == 2
+    [version] = jobs.published
+    shutil.rmtree(version.path)
+    with registry.files(version) as folder:
+        read_adapter(folder)
+    registry.close()
 
 
 async def test_a_stopped_server_queues_its_job_again(jobs: Jobs) -> None:

@@ -3,7 +3,6 @@ says."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from graft_server.api.deps import require_engine
 from graft_server.api.openai.shapes import chat_logprobs, constraint_of, messages_of, sampling_of, usage_of
 from graft_server.api.openai.tool_calls import ToolCallReader, call_constraint, callable_tools, concerns_tools
 from graft_server.engine.base import ToolSyntax
+from graft_server.registry.reading import with_files
 from graft_server.services import Services
 from graft_server.serving.choices import answer_all, choices
 from graft_server.serving.pipeline import Plan, plan_messages
@@ -100,7 +100,7 @@ async def plan_chat(services: Services, body: ChatCompletionRequest) -> ChatPlan
         route = services.resolver.resolve(body.model, None, _told(messages), key=body.user)
         return plan_messages(route, messages, sampling=sampling, constraint=constraint, tools=told)
 
-    planned = await asyncio.to_thread(plan)
+    planned = await with_files(services.registry, plan)
     return ChatPlan(body, planned, choices(planned, body.n or 1), tools, syntax)
 
 

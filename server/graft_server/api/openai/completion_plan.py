@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ from graft_client.schemas.openai import CompletionRequest
 from graft_client.schemas.openai_answers import Completion, CompletionChoice
 from graft_server.api.openai.shapes import completion_logprobs, prompts_of, sampling_of, usage_of
 from graft_server.problems import ProblemError
+from graft_server.registry.reading import with_files
 from graft_server.services import Services
 from graft_server.serving.choices import answer_all, choices
 from graft_server.serving.pipeline import Plan, plan_verbatim
@@ -81,5 +81,5 @@ async def plan_completion(services: Services, body: CompletionRequest) -> Comple
         route = services.resolver.resolve(body.model, None, prompts[0].text or "", key=body.user)
         return [plan_verbatim(route, prompt, sampling=sampling) for prompt in prompts]
 
-    planned = await asyncio.to_thread(plan)
+    planned = await with_files(services.registry, plan)
     return CompletionPlan(body, [each for plan in planned for each in choices(plan, body.n or 1)])

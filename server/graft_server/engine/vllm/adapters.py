@@ -64,6 +64,11 @@ class AdapterSlots:
         """An adapter is being read or loaded."""
         return bool(self._reading) or bool(self._loading)
 
+    async def settled(self) -> None:
+        """Wait until nothing is being read or loaded."""
+        while tasks := [*self._reading.values(), *self._loading.values()]:
+            await asyncio.wait(tasks)
+
     async def acquire(self, source: AdapterSource) -> None:
         """Use a version from now on; waits until it has a slot.
 

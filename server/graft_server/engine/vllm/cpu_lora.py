@@ -1,8 +1,9 @@
-"""LoRA on CPUs for vLLM: rows grouped by adapter, a few batched products a layer.
+"""LoRA on CPUs for vLLM: rows sorted by adapter once a step, one call of C++ a layer.
 
 vLLM's own wrapper for CPUs copies A and B of its adapter for each token. Here each layer's weights are laid out once as
-batched products need them, q, k and v (and gate and up) side by side, since they read the same input; a step's rows are
-grouped once for all its layers (Punica: Chen et al. 2023; S-LoRA: Sheng et al. 2023). Base rows cost nothing.
+products need them, q, k and v (and gate and up) side by side, since they read the same input (Punica: Chen et al. 2023;
+S-LoRA: Sheng et al. 2023). Base rows cost nothing. Where the C++ can't be compiled, a few batched products a layer do
+the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
+from graft_server.engine.vllm.native_lora import NativeLayer, NativeStep, native_lora, sort_rows
 from graft_server.engine.vllm.row_groups import RowGroup, group_rows
 
 
@@ -24,6 +26,8 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._native = native_lora()
+        self._step: NativeStep | None = None
         self._groups: list[RowGroup] = []
         self._logit_groups: list[RowGroup] = []
         self._packed: dict[int, PackedLayer] = {}
@@ -31,6 +35,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """vLLM says which slot each token of the next step belongs to."""
         super().update_metadata(*args, **kwargs)
+        self._step = sort_rows(self.token_lora_indices)
         self._groups = group_rows(self.token_lora_indices.tolist(), self.device)
         self._logit_groups = group_rows(self.sampler_indices.tolist(), self.device)
 
@@ -55,13 +60,17 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         if layer is None:
             layer = self._packed[key] = PackedLayer(lora_a_stacked, lora_b_stacked)
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        if self._native is not None and self._step is not None and self._native.serves(y, x, layer.up):
+            self._native.add(y, x, layer.native, self._step, scale)
+        else:
+            self._add_products(y, x, layer, scale)
+
+    def _add_products(self, y: torch.Tensor, x: torch.Tensor, layer: PackedLayer, scale: float) -> None:
         for group in self._groups:
-            hidden = torch.bmm(group.read(x), layer.down[group.places])
-            if scale != 1.0:
-                hidden *= scale
-            for at, up in enumerate(layer.ups):
+            hidden = torch.bmm(group.read(x), layer.down[group.places]) * scale
+            for at, (start, end) in enumerate(itertools.pairwise(layer.ends)):
                 own = hidden[:, :, at * layer.rank : (at + 1) * layer.rank]
-                group.add(y[:, layer.ends[at] : layer.ends[at + 1]], torch.bmm(own, up[group.places]))
+                group.add(y[:, start:end], torch.bmm(own, layer.up[group.places, :, start:end]))
 
     def add_lora_embedding(
         self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **kwargs: Any
@@ -101,17 +110,18 @@ class PackedLayer:
 
     def __init__(self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> None:
         slots, _, self.rank, width = a[0].shape
-        outs = [part.shape[2] for part in b]
-        #: ``[slots, in, slices * R]`` and, for each slice, ``[slots, R, out]``.
+        ends = [0, *itertools.accumulate(part.shape[2] for part in b)]
+        #: ``[slots, in, slices * R]`` and ``[slots, R, out]``.
         self.down = a[0].new_empty(slots, width, len(a) * self.rank)
-        self.ups = [part.new_empty(slots, self.rank, out) for part, out in zip(b, outs, strict=True)]
+        self.up = b[0].new_empty(slots, self.rank, ends[-1])
         for at, part in enumerate(a):
             _move(part, self.down[:, :, at * self.rank : (at + 1) * self.rank])
-        for part, up in zip(b, self.ups, strict=True):
-            _move(part, up)
+        for part, (start, end) in zip(b, itertools.pairwise(ends), strict=True):
+            _move(part, self.up[:, :, start:end])
         self._kept = (a, b)
         #: Where each slice of the output begins, and where the last one ends.
-        self.ends: list[int] = [0, *itertools.accumulate(outs)]
+        self.ends = ends
+        self.native = NativeLayer(self.down, self.up, ends)
 
 
 def _move(tensor: torch.Tensor, target: torch.Tensor) -> None:

@@ -76,6 +76,8 @@ class VllmEngine:
         device = platform()
         if config.device != "auto" and config.device.partition(":")[0] != device:
             raise EngineUnavailableError(f'this vLLM is built for {device}, not {config.device}; set device = "auto"')
+        if config.sleeps and device != "cuda":
+            raise EngineUnavailableError(f"vLLM can't sleep on {device}, only on cuda; leave out sleep_while_training")
         rank = refusals.started_rank(config.max_rank)
         if rank is None:
             raise EngineUnavailableError(f"vLLM serves ranks up to {refusals.RANKS[-1]}; lower max_rank")
@@ -93,6 +95,7 @@ class VllmEngine:
             vocabulary=int(text_config.vocab_size),
         )
         self._host_capacity = max(2 * config.max_slots, (config.host_cache_mib << 20) // _lora_bytes(self._model, rank))
+        os.environ["GRAFT_CACHE"] = config.cache_dir  # for `native_lora`, in vLLM's own process
         try:
             self.runtime = Runtime(
                 str(base.path),
@@ -104,6 +107,8 @@ class VllmEngine:
                 max_loras=config.max_slots,
                 max_rank=rank,
                 max_cpu_loras=self._host_capacity + 1,
+                memory=config.memory,
+                sleeps=config.sleeps,
             )
         except (*REFUSALS, RuntimeError) as error:
             raise EngineUnavailableError(f"vLLM can't load {base.name}: {error}; {refusals.WAY_OUT}") from error
@@ -123,6 +128,7 @@ class VllmEngine:
             device=device,
             dtype=dtype,
             otherwise=refusals.WAY_OUT,
+            sleeps=config.sleeps,
         )
         self._methods = methods
         self._events = events
@@ -130,6 +136,7 @@ class VllmEngine:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._rate = TokenRate()
+        self._flushing = False
         #: Of the one event loop, which vLLM's own tasks stay on from the first token.
         self.runner = asyncio.Runner()
         try:
@@ -165,8 +172,21 @@ class VllmEngine:
         )
 
     def _run(self, request_id: str, work: Coroutine[Any, Any, None]) -> None:
-        task = self._tasks[request_id] = asyncio.get_running_loop().create_task(self._reported(request_id, work))
-        task.add_done_callback(lambda _: self._events.flush())
+        self._tasks[request_id] = asyncio.get_running_loop().create_task(self._reported(request_id, work))
+
+    def _flush_soon(self) -> None:
+        """Send what has come once every request has taken its part of this step: they wake in one round of the loop."""
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        self._events.flush()
+
+    def _fail(self, request_id: str, error: EngineError) -> None:
+        self._events.flush()  # what had come before it
+        self._events.error(request_id, error)
 
     async def _reported(self, request_id: str, work: Awaitable[None]) -> None:
         """Do some work, and report the error that it ends with."""
@@ -174,14 +194,14 @@ class VllmEngine:
         try:
             await work
         except EngineError as error:
-            self._events.error(request_id, error)
+            self._fail(request_id, error)
         except EngineDeadError:
             self._die()
         except REFUSALS as error:
-            self._events.error(request_id, InvalidRequestError(str(error)))
+            self._fail(request_id, InvalidRequestError(str(error)))
         except Exception as error:
             logger.exception("vLLM failed a request")
-            self._events.error(request_id, EngineError(f"vLLM failed: {error}"))
+            self._fail(request_id, EngineError(f"vLLM failed: {error}"))
         finally:
             if self._tasks.get(request_id) is own:
                 del self._tasks[request_id]
@@ -219,6 +239,7 @@ class VllmEngine:
                 self._rate.add(answer.generated - before)
                 if delta is not None:
                     self._events.delta(request.id, delta)
+                    self._flush_soon()
 
     async def _score(self, request: ScoreRequest) -> None:
         targets = self._inputs.candidates(request)
@@ -316,6 +337,19 @@ class VllmEngine:
             raise AdapterLoadError(f"{source.ref}: {CONFIG}: a rank is above the server's max_rank")
 
     # The rest
+
+    def sleep(self, request_id: str) -> None:
+        """Move the weights to host memory and give up the cache; nothing may be in progress until ``wake``."""
+
+        async def sleep() -> None:
+            await self.adapters.settled()
+            await self.runtime.sleep()
+
+        self._run(request_id, self._then_done(request_id, sleep()))
+
+    def wake(self, request_id: str) -> None:
+        """Take the device again."""
+        self._run(request_id, self._then_done(request_id, self.runtime.wake()))
 
     async def watch(self) -> None:
         """End this process when vLLM's core does: the supervisor starts both again."""

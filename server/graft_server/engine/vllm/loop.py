@@ -1,11 +1,11 @@
-"""The vLLM engine's event loop: messages from the server in, and the deltas of one round of it out together."""
+"""The vLLM engine's event loop: messages from the server, for as long as it is there."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -24,7 +24,6 @@ async def run(
     engine: VllmEngine,
     inbox: queue.SimpleQueue[messages.ToEngine | None],
     handle: Callable[[messages.ToEngine], None],
-    flush: Callable[[], None],
     checks: Checks,
 ) -> None:
     """Until the server closes the socket."""
@@ -38,11 +37,9 @@ async def run(
 
     threading.Thread(target=pump, name="pump", daemon=True).start()
     watching = asyncio.create_task(engine.watch())
-    due = time.monotonic()
     while not ended.is_set():
-        flush()
-        if engine.idle and time.monotonic() >= due:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), _CHECK_EVERY)
+        if engine.idle:
             checks.at_rest()
-            due = time.monotonic() + _CHECK_EVERY
-        await asyncio.sleep(0.002 if not engine.idle else 0.02)
     watching.cancel()

@@ -35,6 +35,9 @@ __all__ = ["REFUSALS", "EngineDeadError", "EngineGenerateError", "Runtime", "Ste
 
 #: What vLLM raises for a request that it won't take as it stands.
 REFUSALS = (VLLMClientError, ValueError)
+#: On CPUs vLLM computes in a process of its own, which gets all cores but one; the core's process waits for each of its
+#: steps in a busy loop on that one. In the core's own process all cores compute.
+_IN_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 #: Alternatives that a request may ask for with each token.
 _MOST_LOGPROBS = 64
 
@@ -83,8 +86,11 @@ class Runtime:
         max_loras: int,
         max_rank: int,
         max_cpu_loras: int,
+        memory: float | None,
+        sleeps: bool,
     ) -> None:
         self.figures = StepFigures()
+        on_cpu = platform() == "cpu"
         # It would be stronger than the argument, and is in whole GiB.
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         arguments = AsyncEngineArgs(
@@ -99,8 +105,11 @@ class Runtime:
             max_lora_rank=max_rank,
             max_cpu_loras=max_cpu_loras,
             max_logprobs=_MOST_LOGPROBS,
+            enable_sleep_mode=sleeps,
+            **({} if memory is None else {"gpu_memory_utilization": memory}),
             # The groups of a step's rows are no part of a compiled graph; see ``cpu_lora``.
-            enforce_eager=platform() == "cpu",
+            enforce_eager=on_cpu,
+            distributed_executor_backend=_IN_CORE if on_cpu else None,
             # White space between JSON's parts would let a small model fill its whole answer with it.
             structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
             disable_log_stats=True,
@@ -169,6 +178,13 @@ class Runtime:
 
     async def remove_lora(self, engine_id: int) -> None:
         await self.llm.remove_lora(engine_id)
+
+    async def sleep(self) -> None:
+        """Weights, adapters among them, to host memory; the cache of keys and values is emptied."""
+        await self.llm.sleep(level=1, mode="wait")
+
+    async def wake(self) -> None:
+        await self.llm.wake_up()
 
     async def check_health(self) -> None:
         """

@@ -1,16 +1,19 @@
 """The profiles of all adapters, kept in step with the registry: who is published takes part with the next request.
 
-A profile is made once from the dataset that an adapter's latest trained version came from, and kept in the data folder
-under the dataset's id, so that neither a restart nor a deleted dataset loses it. Blocking: called in a thread.
+The latest version of an adapter that says what it is for decides: by the profile that lies beside its weights, or by
+the dataset that it was trained on. Of a dataset the profile is made once and kept in the data folder under its id, so
+that neither a restart nor a deleted dataset loses it. Blocking: called in a thread.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +23,19 @@ from graft_plugins.dataset import load_dataset
 from graft_plugins.manager import PluginHost
 from graft_plugins.task import AnyTask, Prompt, RequestError
 from graft_server.registry import Registry
+from graft_server.registry.errors import UnavailableError
 from graft_server.registry.records import VersionRecord
 from graft_server.registry.visibility import visible
 from graft_server.routing.auto.index import Match, ProfileIndex
-from graft_server.routing.auto.profiles import MOST_TEXTS, Profile, profile_of
+from graft_server.routing.auto.profiles import MOST_TEXTS, PROFILE_FILE, Profile, profile_of
 from graft_server.routing.states import StateCache
 
 log = logging.getLogger(__name__)
 
 FOLDER = "profiles"
+#: Seconds after which files that could not be had are asked for again.
+_PAUSE = 10.0
+_UNDESCRIBED = "none of its versions was trained here or registered with a profile (--profile)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,11 @@ class _Known:
     profiles: dict[str, Profile]
     tasks: dict[str, str]
     index: ProfileIndex
+    #: Why adapters that say what they are for take no part, by name.
+    faults: dict[str, str] = field(default_factory=dict)
+    #: Versions whose files could not be had, and when they are asked for again.
+    pending: dict[str, VersionRecord] = field(default_factory=dict)
+    again: float = math.inf
 
 
 class ProfileCatalogue:
@@ -55,12 +67,7 @@ class ProfileCatalogue:
     def match(self, text: str, task: str | None = None) -> list[Match]:
         """Adapters by how similar ``text`` is to what they were trained on, the best first; of one task with
         ``task``. Those that the caller may not see are passed over."""
-        # The catalogue is everybody's, so it is made of what nobody may be kept from.
-        view, token = visible.get(), visible.set(None)
-        try:
-            known = self.refresh()
-        finally:
-            visible.reset(token)
+        view, known = visible.get(), self._seen_whole()
         if task is None and view is None:
             return known.index.match(text)
         return [
@@ -69,52 +76,87 @@ class ProfileCatalogue:
             if (task is None or known.tasks[match.name] == task) and (view is None or view.allows(match.name))
         ]
 
+    def absent(self, task: str | None = None) -> dict[str, str]:
+        """Why adapters are never chosen, by the reference of their latest version; those of one task with ``task``."""
+        known = self._seen_whole()
+        return {
+            adapter.latest.ref: known.faults.get(adapter.name, _UNDESCRIBED)
+            for adapter in self._registry.adapters(task)
+            # Nobody expects it of the checkpoints of a training.
+            if adapter.name not in known.profiles and adapter.latest.lineage.step is None
+        }
+
+    def _seen_whole(self) -> _Known:
+        """The catalogue is everybody's, so it is made of what nobody may be kept from."""
+        token = visible.set(None)
+        try:
+            return self.refresh()
+        finally:
+            visible.reset(token)
+
     def refresh(self) -> _Known:
         """Take in what was published since the last time."""
         newest = self._registry.newest_engine_id()
-        if newest == self._known.newest:
+        if self._is_current(newest):
             return self._known
         with self._refreshing:
             known = self._known
-            if newest <= known.newest:
+            if self._is_current(newest):
                 return known
-            versions = {version.adapter: version for version in self._registry.trained_after(known.newest)}
+            published = self._registry.described_after(known.newest, PROFILE_FILE)
+            versions = known.pending | {version.adapter: version for version in published}
             names = self._registry.adapter_names()
             profiles = {name: profile for name, profile in known.profiles.items() if name in names}
-            tasks = dict(known.tasks)
+            tasks, faults, pending = dict(known.tasks), dict(known.faults), {}
             for name, version in versions.items():
-                profile = self._profile(version)
-                if profile is not None:
-                    profiles[name], tasks[name] = profile, version.lineage.task
-            self._known = _Known(newest, profiles, tasks, ProfileIndex(profiles))
+                faults.pop(name, None)
+                try:
+                    profiles[name], tasks[name] = self._profile(version), version.lineage.task
+                # Data, files and tasks are foreign: whatever is wrong with them, requests are routed without them.
+                except Exception as error:
+                    log.warning("%s takes no part in `auto`: %s", version.ref, error)
+                    faults[name] = str(error)
+                    if isinstance(error, UnavailableError) and name in names:
+                        pending[name] = version
+            again = time.monotonic() + _PAUSE if pending else math.inf
+            newest = max(newest, known.newest)
+            self._known = _Known(newest, profiles, tasks, ProfileIndex(profiles), faults, pending, again)
             return self._known
 
-    def _profile(self, version: VersionRecord) -> Profile | None:
-        dataset = version.lineage.dataset
-        if dataset is None:
-            return None
-        file = self._folder / f"{dataset}.npz"
+    def _is_current(self, newest: int) -> bool:
+        return newest <= self._known.newest and time.monotonic() < self._known.again
+
+    def _profile(self, version: VersionRecord) -> Profile:
+        if PROFILE_FILE in version.files:
+            with self._registry.files(version) as folder:
+                return Profile.load(folder / PROFILE_FILE)
+        dataset = version.lineage.dataset or ""
+        file = self._folder / f"{dataset}.safetensors"
         try:
             return Profile.load(file)
         except (OSError, ValueError):
             pass  # not made yet, or damaged
-        try:
-            profile = profile_of(self._texts(version, dataset))
-            if profile is not None:
-                profile.save(file)
-        # Data and tasks are foreign: whatever is wrong with them, requests are routed without this adapter.
-        except Exception as error:
-            log.warning("%s takes no part in `auto`: %s", version.ref, error)
-            return None
+        profile = profile_of(self._texts(version, dataset))
+        if profile is None:
+            raise ValueError("the rows of its dataset have no words")
+        profile.save(file)
         return profile
 
     def _texts(self, version: VersionRecord, dataset_id: str) -> Iterator[str]:
         task = self._host.task(version.lineage.task)
         dataset = self._registry.dataset(dataset_id)
-        files = [dataset.path / name for name, _, _ in dataset.files]
-        examples = load_dataset(self._host.readers, task, files, dataset.format).examples
-        random.Random(dataset_id).shuffle(examples)
-        return prompt_texts(task, self._states.get(version, task), examples[:MOST_TEXTS])
+        with self._registry.files(version), self._registry.files(dataset) as folder:
+            files = [folder / name for name, _, _ in dataset.files]
+            examples = load_dataset(self._host.readers, task, files, dataset.format).examples
+            state = self._states.get(version, task)
+        return sampled_texts(task, state, examples, seed=dataset_id)
+
+
+def sampled_texts(task: AnyTask, state: BaseModel, examples: list[Any], *, seed: str) -> Iterator[str]:
+    """What the model is asked for some of the examples, as many as a profile is made of."""
+    chosen = list(examples)
+    random.Random(seed).shuffle(chosen)
+    return prompt_texts(task, state, chosen[:MOST_TEXTS])
 
 
 def prompt_texts(task: AnyTask, state: BaseModel, examples: list[Any]) -> Iterator[str]:

@@ -7,11 +7,15 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from graft_server.routing.auto.features import DIMENSIONS, Indices, Weights, features
+
+#: A profile that comes with a version and lies beside its weights.
+PROFILE_FILE = "profile.safetensors"
 
 #: Texts that a profile is made of at most, and features that it keeps: the most common ones.
 MOST_TEXTS = 1000
@@ -31,21 +35,28 @@ class Profile:
         """Write the profile; a process that is killed meanwhile leaves no half of one."""
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-        with partial.open("wb") as stream:
-            np.savez(stream, indices=self.indices, mean=self.mean, share=self.share)
+        save_file({"indices": self.indices, "mean": self.mean, "share": self.share}, partial)
         os.replace(partial, file)
 
     @classmethod
     def load(cls, file: Path) -> Profile:
         """Raises:
         OSError: there is none.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or is no profile.
         """
         try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return cls(arrays["indices"], arrays["mean"], arrays["share"])
-        except (BadZipFile, EOFError, KeyError) as error:
-            raise ValueError(f"{file} is damaged: {error}") from error
+            arrays = load_file(file)
+            indices, mean, share = arrays["indices"], arrays["mean"], arrays["share"]
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{file.name} is no profile, or is damaged: {error}") from error
+        # It may have come with an adapter from anywhere.
+        alike = indices.shape == mean.shape == share.shape == (len(indices),) and 0 < len(indices) <= _MOST_FEATURES
+        kinds = (indices.dtype, mean.dtype, share.dtype) == (np.int64, np.float32, np.float32)
+        if not (alike and kinds and np.isfinite(mean).all() and np.isfinite(share).all()):
+            raise ValueError(f"{file.name} is no profile")
+        if indices[0] < 0 or indices[-1] >= DIMENSIONS or (np.diff(indices) <= 0).any():
+            raise ValueError(f"{file.name} is no profile: its features are not in order")
+        return cls(indices, mean, share)
 
 
 def profile_of(texts: Iterable[str]) -> Profile | None:

@@ -100,3 +100,14 @@ async def test_what_exceeds_host_memory_leaves_vllm_least_recently_used_first() 
     for engine_id in range(1, 7):
         await adapters.load(source(engine_id))
     assert vllm.removed == [1, 2]
+
+
+async def test_settled_waits_for_what_is_read_and_loaded() -> None:
+    adapters, vllm = make()
+    loads = [asyncio.create_task(adapters.load(source(engine_id))) for engine_id in (1, 2)]
+    await asyncio.sleep(0)
+    assert adapters.busy
+    await adapters.settled()
+    assert not adapters.busy
+    assert sorted(vllm.added) == [1, 2]
+    await asyncio.gather(*loads)

@@ -1,4 +1,5 @@
-"""Our wrapper against vLLM's own: the same numbers in fp32 for mixed batches, base rows and prompts."""
+"""Our wrapper against vLLM's own: the same numbers in fp32 for mixed batches, base rows and prompts, whether its inner
+loop could be compiled here or not."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
+from graft_server.engine.vllm import cpu_lora
 from graft_server.engine.vllm.cpu_lora import GroupedPunicaWrapper
+from graft_server.engine.vllm.native_lora import native_lora
 
 pytestmark = [pytest.mark.vllm, pytest.mark.torch]
 
@@ -37,7 +40,17 @@ def prepared(kind: type[PunicaWrapperCPU], ids: tuple[int, ...]) -> PunicaWrappe
     return wrapper
 
 
-@pytest.mark.parametrize("outs", [(48,), (48, 16, 16)], ids=["one", "qkv"])
+@pytest.fixture(params=["compiled", "torch"])
+def inner_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a compiler the products are torch's."""
+    if request.param == "torch":
+        monkeypatch.setattr(cpu_lora, "native_lora", lambda: None)
+    elif native_lora() is None:
+        pytest.skip("no C++ compiler is here")
+
+
+@pytest.mark.usefixtures("inner_loop")
+@pytest.mark.parametrize("outs", [(48,), (48, 16, 16), (50, 7)], ids=["one", "qkv", "odd widths"])
 @pytest.mark.parametrize("ids", MAPPINGS.values(), ids=MAPPINGS.keys())
 def test_linear_layers(ids: tuple[int, ...], outs: tuple[int, ...]) -> None:
     x = torch.randn(len(ids), WIDTH, generator=torch.Generator().manual_seed(1))
@@ -63,6 +76,24 @@ def expected(ids: tuple[int, ...], x: torch.Tensor, outs: tuple[int, ...]) -> to
     return torch.stack(rows)
 
 
+@pytest.mark.parametrize("outs", [(48,), (50, 7)], ids=["one", "odd widths"])
+def test_bf16_rounds_once(outs: tuple[int, ...]) -> None:
+    if native_lora() is None:
+        pytest.skip("no C++ compiler is here")
+    ids = MAPPINGS["a prompt beside decoding"]
+    a, b = (tuple(part.bfloat16() for part in parts) for parts in stacks(outs))
+    x, y = torch.randn(len(ids), WIDTH).bfloat16(), torch.randn(len(ids), sum(outs)).bfloat16()
+    exact = y.float()
+    for row, one in enumerate(ids):
+        if one > 0:
+            products = zip(a, b, strict=True)
+            own = [up[one - 1, 0].float() @ (down[one - 1, 0].float() @ x[row].float()) for down, up in products]
+            exact[row] += torch.cat(own)
+    prepared(GroupedPunicaWrapper, ids).add_lora_linear(y, x, a, b, 1.0, outs)
+    torch.testing.assert_close(y.float(), exact, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.usefixtures("inner_loop")
 def test_an_adapter_written_later_counts() -> None:
     wrapper = prepared(GroupedPunicaWrapper, (1, 2))
     a, b = stacks((48,))

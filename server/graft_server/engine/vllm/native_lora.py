@@ -1,0 +1,142 @@
+"""The C++ inner loop of LoRA on CPUs: compiled once a machine, called once a layer.
+
+vLLM's own compilation needs a C++ compiler too; where there is none, ``cpu_lora`` computes with torch's products.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+logger = logging.getLogger(__name__)
+
+_SOURCE = Path(__file__).with_name("cpu_lora.cpp")
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
+#: Rows that share the reading of a weight; as in the source.
+_BLOCK_ROWS = 8
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (("rows", ctypes.c_void_p), ("blocks", ctypes.c_void_p), ("count", ctypes.c_int32))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("down", ctypes.c_void_p),
+        ("up", ctypes.c_void_p),
+        ("ends", ctypes.c_void_p),
+        ("slices", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+    )
+
+
+class NativeStep:
+    """A step's rows with adapters, those of a slot together (``rows``, int32), and how they are taken: ``blocks``
+    (``[blocks, 3]``, int32) are slots, the place of a block's first row in ``rows``, and how many rows it has."""
+
+    def __init__(self, rows: torch.Tensor, blocks: torch.Tensor) -> None:
+        self.rows = rows
+        self.blocks = blocks
+        self.struct = _Step(rows.data_ptr(), blocks.data_ptr(), len(blocks))
+
+
+class NativeLayer:
+    """``down``: ``[slots, in, slices * R]``; ``up``: ``[slots, R, out]``, contiguous and of one type; ``ends``: where
+    the slices of the output begin, and where the last one ends."""
+
+    def __init__(self, down: torch.Tensor, up: torch.Tensor, ends: Sequence[int]) -> None:
+        self._kept = (down, up, torch.tensor(ends, dtype=torch.int32))
+        addresses = [tensor.data_ptr() for tensor in self._kept]
+        self.struct = _Layer(*addresses, len(ends) - 1, up.shape[1], down.shape[1])
+
+
+def sort_rows(slots: torch.Tensor) -> NativeStep:
+    """Sort rows by their slots (``[T]``, -1 for the base model, which is left out)."""
+    numbers = slots.numpy()
+    order = np.argsort(numbers, kind="stable")
+    order = order[np.searchsorted(numbers[order], 0) :]
+    found, firsts, counts = np.unique(numbers[order], return_index=True, return_counts=True)
+    blocks = [
+        (slot, first + at, min(_BLOCK_ROWS, count - at))
+        for slot, first, count in zip(found.tolist(), firsts.tolist(), counts.tolist(), strict=True)
+        for at in range(0, count, _BLOCK_ROWS)
+    ]
+    return NativeStep(
+        torch.from_numpy(order.astype(np.int32)), torch.tensor(blocks, dtype=torch.int32).view(len(blocks), 3)
+    )
+
+
+class NativeLora:
+    """The compiled functions, one a type of numbers."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._functions: dict[torch.dtype, Callable[..., None]] = {
+            torch.float32: library.add_lora_float32,
+            torch.bfloat16: library.add_lora_bfloat16,
+        }
+        array, layer, step = (ctypes.c_void_p, ctypes.c_int64), ctypes.POINTER(_Layer), ctypes.POINTER(_Step)
+        for function in (library.add_lora_float32, library.add_lora_bfloat16):
+            function.argtypes = (*array, *array, layer, step, ctypes.c_float, ctypes.c_int)
+            function.restype = None
+
+    def serves(self, *tensors: torch.Tensor) -> bool:
+        """Whether they are of one type that it knows, each row of them side by side in memory."""
+        dtype = tensors[0].dtype
+        return dtype in self._functions and all(each.dtype == dtype and each.stride(-1) == 1 for each in tensors)
+
+    def add(self, y: torch.Tensor, x: torch.Tensor, layer: NativeLayer, step: NativeStep, scale: float) -> None:
+        """``y[row] += scale * (x[row] @ down[slot]) @ up[slot]``, slice by slice; sums are float32.
+
+        ``y``: ``[T, out]``; ``x``: ``[T, in]``; of the layer's type, their last dimensions contiguous.
+        """
+        threads = torch.get_num_threads()
+        self._functions[y.dtype](
+            y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0), layer.struct, step.struct, scale, threads
+        )
+
+
+@functools.cache
+def native_lora() -> NativeLora | None:
+    """The compiled functions; ``None``, and a warning, where they can't be compiled here."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        logger.warning("no C++ compiler is here: LoRA is computed with torch's products, which is slower; install g++")
+        return None
+    try:
+        return NativeLora(ctypes.CDLL(str(_compiled(compiler))))
+    except (subprocess.CalledProcessError, OSError) as error:
+        detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
+        logger.warning("LoRA is computed with torch's products, which is slower: %s failed: %s", compiler, detail)
+        return None
+
+
+def _compiled(compiler: str) -> Path:
+    """The library, compiled unless this compiler has compiled this source for this kind of processor before."""
+    # Its macros name the compiler's version and everything that the processor can do.
+    macros = _run(compiler, *_FLAGS[:3], "-dM", "-E", "-x", "c++", os.devnull)
+    digest = hashlib.sha256(_SOURCE.read_bytes() + macros.encode() + repr(_FLAGS).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("GRAFT_CACHE") or "~/.cache/graftwork").expanduser() / "native"
+    library = folder / f"cpu_lora-{digest}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            fresh = Path(scratch) / library.name
+            _run(compiler, *_FLAGS, "-o", str(fresh), str(_SOURCE))
+            fresh.replace(library)
+    return library
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

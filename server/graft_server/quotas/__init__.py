@@ -1,0 +1,1 @@
+"""How much a key may ask and an adapter may be asked, and who has reached it."""

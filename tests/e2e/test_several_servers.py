@@ -1,0 +1,291 @@
+"""Two servers of one registry: PostgreSQL, and a folder of artefacts that both read. What one is told both do."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from graft_client.schemas.jobs import JobInfo, JobState
+from support.lora_folders import write_lora
+from support.postgresql import PostgreSQL, postgresql
+from support.processes import WORKER, ServerProcess, eventually, running
+from support.serving import sse
+
+pytestmark = pytest.mark.torch
+
+#: Seconds within which every server does what one was told.
+SOON = 2.0
+LEASE = 3
+#: Some seconds of training.
+LONG = {"max_steps": 100, "epochs": 100, "batch_size": 4, "checkpoint_every": 10, "eval_rows": 1, "r": 4}
+SHORT = {"max_steps": 3, "epochs": 3, "eval_rows": 1}
+
+Start = Callable[[str], AbstractContextManager[ServerProcess]]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[PostgreSQL]:
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def start(database: PostgreSQL, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """``start("a")`` is a server with a data folder of its own."""
+    folder, url = tmp_path_factory.mktemp("servers"), database.new_database()
+    settings = {
+        "database_url": url,
+        "artefacts_url": (folder / "shared").as_uri(),
+        "job_lease_seconds": str(LEASE),
+    }
+    return lambda name: running(tiny_model, folder / name, "--dtype", "float32", threads=1, **settings)
+
+
+@pytest.fixture(scope="module")
+def pair(start: Start) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+    # One after the other would take twice as long, and that both may migrate at once is the point.
+    servers = [start("a"), start("b")]
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda server: server.__enter__(), servers)
+    try:
+        yield first, second
+    finally:
+        for server in servers:
+            server.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _versions(pair: tuple[ServerProcess, ServerProcess], tmp_path_factory: pytest.TempPathFactory) -> None:
+    for seed in (1, 2, 3):
+        folder = write_lora(tmp_path_factory.mktemp("adapters") / str(seed), seed=seed)
+        pair[0].graft("adapters", "register", folder, "--name", "de", "--task", "chat")
+
+
+def answering(server: ServerProcess, ref: str) -> str | None:
+    """Who answers for ``ref``; ``None`` where nobody does."""
+    body = {"adapter": ref, "task": "chat", "text": "red", "sampling": {"max_tokens": 1}}
+    with server.http() as http:
+        response = http.post("/api/predict", json=body)
+    if response.status_code == 404:
+        return None
+    assert response.status_code == 200, response.text
+    return str(response.json()["adapter"])
+
+
+def soon(look: Callable[[], Any], what: str) -> None:
+    eventually(look, within=SOON, what=what)
+
+
+def train(server: ServerProcess, data: Path, name: str, options: dict[str, Any]) -> str:
+    settings = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
+    return str(server.json("train", "translation", "--data", data, "--name", name, *settings, "--detach")["id"])
+
+
+def finished(server: ServerProcess, job: str) -> JobInfo:
+    with server.client() as client:
+        for _ in client.job_events(job):
+            pass
+        return client.job(job)
+
+
+def states(server: ServerProcess, job: str) -> list[str]:
+    with server.client() as client:
+        return [event.data["state"] for event in client.job_events(job, follow=False) if event.kind == "state"]
+
+
+def test_what_one_is_told_the_other_serves(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    first, second = pair
+    assert answering(second, "de") == "de@3"
+    first.graft("adapters", "promote", "de@1")
+    soon(lambda: answering(second, "de@production") == "de@1", "promoted")
+    second.graft("adapters", "promote", "de@2")
+    soon(lambda: answering(first, "de@production") == "de@2", "promoted at the other one")
+    first.graft("adapters", "rollback", "de")
+    soon(lambda: answering(second, "de@production") == "de@1", "rolled back")
+    first.graft("routes", "set", "words", "de@2=100")
+    soon(lambda: answering(second, "words") == "de@2", "routed")
+    second.graft("routes", "set", "words", "de@1=100")
+    soon(lambda: answering(first, "words") == "de@1", "routed elsewhere")
+    first.graft("routes", "delete", "words", "--yes")
+    soon(lambda: answering(second, "words") is None, "the route is gone")
+    first.graft("adapters", "delete", "de@3", "--yes")
+    soon(lambda: answering(second, "de@3") is None, "deleted")
+
+
+def test_a_pin_holds_on_every_server(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    first, second = pair
+
+    def pinned() -> list[tuple[str, bool]]:
+        with second.client() as client:
+            return [(version.ref, version.loaded) for version in client.status().pinned]
+
+    first.graft("adapters", "pin", "de@2")
+    soon(lambda: pinned() == [("de@2", True)], "pinned")
+    first.graft("adapters", "unpin", "de@2")
+    soon(lambda: pinned() == [], "unpinned")
+
+
+def test_of_two_promotes_at_once_one_wins_and_the_other_is_told(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    def promote(server: ServerProcess, version: int) -> httpx.Response:
+        with server.http() as http:
+            # Both have seen the same version in place.
+            return http.post("/api/adapters/de/aliases/contested", json={"version": version, "in_place": 0})
+
+    with ThreadPoolExecutor() as pool:
+        answers = [call.result() for call in [pool.submit(promote, server, n + 1) for n, server in enumerate(pair)]]
+    assert sorted(answer.status_code for answer in answers) == [200, 409]
+    lost = next(answer for answer in answers if answer.status_code == 409)
+    assert "nothing was changed" in lost.json()["detail"]
+    won = next(answer for answer in answers if answer.status_code == 200).json()["version"]
+    assert {answering(server, "de@contested") for server in pair} == {f"de@{won}"}
+
+
+def test_jobs_run_once_each_and_on_both(pair: tuple[ServerProcess, ServerProcess], translations: Path) -> None:
+    first, second = pair
+    jobs = [train(first, translations, f"once-{number}", SHORT) for number in range(2)]
+    for number, job in enumerate(jobs):
+        done = finished(second, job)
+        assert (done.state, done.version, done.attempts) == (JobState.succeeded, f"once-{number}@1", 1)
+        assert states(first, job) == ["queued", "running", "evaluating", "succeeded"]
+    # Each kept the folder of the jobs that it ran.
+    logs = {server: {file.parent.name for file in server.data_dir.glob("jobs/*/worker.log")} for server in pair}
+    assert logs[first] | logs[second] == set(jobs)
+    assert logs[first] & logs[second] == set()
+    assert all(logs.values())
+
+
+def test_a_job_is_cancelled_through_the_other_server(
+    pair: tuple[ServerProcess, ServerProcess], translations: Path
+) -> None:
+    first, second = pair
+    job = train(first, translations, "stopped", LONG)
+    eventually(lambda: "running" in states(first, job), what="at work")
+    second.graft("jobs", "cancel", job)
+    assert finished(first, job).state is JobState.cancelled
+
+
+def test_a_job_goes_on_elsewhere_when_its_server_is_stopped_or_killed(
+    pair: tuple[ServerProcess, ServerProcess], start: Start, translations: Path
+) -> None:
+    first = pair[0]
+    with start("doomed") as doomed:
+        hung = train(doomed, translations, "hung", LONG | {"max_steps": 30})
+        worker = doomed.child(WORKER)
+        assert first.json("jobs", "show", hung)["server"] == doomed.json("status")["name"]
+        doomed.process.send_signal(signal.SIGSTOP)
+        taken_over(first, hung)
+        assert first.json("jobs", "show", hung)["server"] in {server.json("status")["name"] for server in pair}
+        doomed.process.send_signal(signal.SIGCONT)
+        # It notices by itself that the job is not its own any more.
+        eventually(lambda: not worker.is_running(), within=LEASE + 2, what="the first worker is gone")
+        went_on(first, hung, "hung@1")
+        assert "is not at work on this server any more" in doomed.log
+
+        killed = train(doomed, translations, "killed", SHORT)
+        eventually(lambda: doomed.children(WORKER), what="at work")
+        doomed.kill()
+        taken_over(first, killed)
+        went_on(first, killed, "killed@1")
+
+
+def taken_over(server: ServerProcess, job: str) -> None:
+    eventually(lambda: states(server, job).count("running") == 2, within=5 * LEASE, what="taken over")
+
+
+def went_on(server: ServerProcess, job: str, version: str) -> None:
+    done = finished(server, job)
+    assert (done.state, done.version, done.attempts) == (JobState.succeeded, version, 2)
+    assert states(server, job) == ["queued", "running", "queued", "running", "evaluating", "succeeded"]
+
+
+class Stream:
+    """A long answer, read by a thread of its own as somebody without our library would."""
+
+    def __init__(self, server: ServerProcess, key: str | None = None) -> None:
+        self.begun = threading.Event()
+        self.events: list[dict[str, str]] = []
+        self._headers = bearer(key) if key else {}
+        self._server = server
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        assert self.begun.wait(timeout=30)
+
+    def _read(self) -> None:
+        sampling = {"max_tokens": 1500}
+        body = {"adapter": "de@1", "task": "chat", "text": "Go on", "stream": True, "sampling": sampling}
+        with (
+            self._server.http(headers=self._headers) as http,
+            http.stream("POST", "/api/predict", json=body) as response,
+        ):
+            for line in response.iter_lines():
+                if line.startswith("event: "):
+                    self.events += sse(line)
+                    self.begun.set()
+
+    def end(self) -> str:
+        """The kind of its last event."""
+        self._thread.join(timeout=60)
+        assert not self._thread.is_alive()
+        return self.events[-1]["event"]
+
+
+def test_a_database_that_is_away_ends_no_answer_and_loses_nothing(
+    pair: tuple[ServerProcess, ServerProcess], database: PostgreSQL, translations: Path
+) -> None:
+    first, second = pair
+    first.graft("adapters", "promote", "de@1", "steady")
+    job = train(first, translations, "patient", LONG)
+    eventually(lambda: "running" in states(first, job), what="at work")
+    stream = Stream(second)
+    database.stop()
+    back = time.monotonic() + LEASE + 1
+    try:
+        with first.http() as http:
+            refused = http.post("/api/adapters/de/aliases/steady", json={"version": 2})
+        assert (refused.status_code, refused.json()["code"]) == (503, "registry-unavailable")
+        assert "does not answer; nothing was changed, try again soon" in refused.json()["detail"]
+        assert stream.end() == "result"
+        # Long enough for the claim of the job to run out.
+        time.sleep(max(0.0, back - time.monotonic()))
+    finally:
+        database.start()
+    assert [answering(server, "de@steady") for server in pair] == ["de@1"] * 2
+    first.graft("adapters", "promote", "de@2", "steady")
+    soon(lambda: answering(second, "de@steady") == "de@2", "promoted")
+    # The other server had a right to the job, but did not take it: the first one had no way to renew its claim.
+    done = finished(second, job)
+    assert (done.state, done.version, done.attempts) == (JobState.succeeded, "patient@1", 1)
+
+
+def test_a_revoked_key_is_refused_by_both_also_within_an_answer(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    """The last test here: from the first key on, every request needs one."""
+    first, second = pair
+    admin = first.json("keys", "create", "--name", "me", "--scope", "admin")["key"]
+    with first.http(headers=bearer(admin)) as http:
+        made = http.post("/api/keys", json={"name": "app", "scopes": ["query"]}).json()
+        eventually(lambda: answers(second, made["key"]), within=SOON, what="known to the other server")
+        stream = Stream(second, made["key"])
+        assert http.delete(f"/api/keys/{made['id']}").status_code == 200
+    revoked = time.monotonic()
+    assert stream.end() == "error"
+    assert time.monotonic() - revoked < SOON
+    for server in pair:
+        eventually(lambda: not answers(server, made["key"]), within=SOON, what="refused")  # noqa: B023 - asked at once
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def answers(server: ServerProcess, key: str) -> bool:
+    with server.http(headers=bearer(key)) as http:
+        return http.get("/api/adapters").status_code == 200
