@@ -84,7 +84,7 @@ def test_a_file_is_kept_and_removed(registry, tmp_path):
 
 def test_contents_stay_with_the_server_that_took_them_in(registry, tmp_path, database_url):
     file = upload(registry, tmp_path)
-    other = Registry(registry._database, ArtefactStore(tmp_path / "another"))
+    other = Registry(registry._database, ArtefactStore(tmp_path / "another"), "another")
     assert other.kept_files.get(file).id == file
     with pytest.raises(ConflictError, match="lies with another server"):
         other.kept_files.content(file)
