@@ -164,15 +164,20 @@ def test_any_mixture_in_any_order_with_reuse_chunks_preemption_eviction_and_abor
         small=st.booleans(),
         slots=st.sampled_from([2, 8]),
         recorded=st.booleans(),
+        native=st.booleans(),
     )
-    @example(arrivals=CROWD, budget=33, small=True, slots=2, recorded=False)
-    @example(arrivals=CROWD, budget=2048, small=False, slots=8, recorded=True)
-    def any_mixture(arrivals: list[Arrival], budget: int, small: bool, slots: int, recorded: bool) -> None:
+    @example(arrivals=CROWD, budget=33, small=True, slots=2, recorded=False, native=True)
+    @example(arrivals=CROWD, budget=2048, small=False, slots=8, recorded=True, native=False)
+    def any_mixture(
+        arrivals: list[Arrival], budget: int, small: bool, slots: int, recorded: bool, native: bool
+    ) -> None:
         events = Recorder()
         engine = rig.engine(events, max_batch_tokens=budget, max_slots=slots)
         if small:
             # So small a cache that the longest prompt just fits: sequences push each other out.
             engine.runner.pool = engine.scheduler.pool = BlockPool(9, 16)
+        if not native:
+            engine.runner.mixer.native = None
         if recorded:
             engine.runner.replay_decoding(record_operations, GatheredProducts())
         _run(rig, engine, arrivals, scoring=not small)

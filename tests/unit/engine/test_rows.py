@@ -69,7 +69,8 @@ def test_every_row_is_in_one_group_and_padding_is_bounded(case: Case) -> None:
 def test_products_equal_those_of_each_row_alone(case: Case, seed: int) -> None:
     import torch
 
-    from graft_server.engine.torch.stack import UpSite
+    from graft_server.engine.native_lora import NativeLayer
+    from graft_server.engine.torch.stack import LinearSite
 
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(case.rows, WIDTH, generator=random, dtype=torch.float64)
@@ -80,10 +81,11 @@ def test_products_equal_those_of_each_row_alone(case: Case, seed: int) -> None:
     for position, start, end in case.runs:
         for row in range(start, end):
             expected[row] += x[row] @ down[position] @ up[position]
+    site = LinearSite(down, slice(0, RANK), up, None, NativeLayer(down, up, [0, OUT]))
     multiplied, added = base.clone(), base.clone()
     for group in groups_of(case):
-        hidden = group.first(x, down)
-        group.second(multiplied, hidden, UpSite(up), None)
+        group.add_linear(multiplied, x, site, None)
+        hidden = torch.bmm(group.read(x), down[group.places])
         group.add(added, torch.bmm(hidden, up[group.places]))
     torch.testing.assert_close(multiplied, expected)
     torch.testing.assert_close(added, expected)

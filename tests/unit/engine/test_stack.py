@@ -90,7 +90,7 @@ class Uses(RuleBasedStateMachine):
     def nothing_is_computed_that_nobody_has(self) -> None:
         held = [adapter(engine_id) for engine_id in self.stack.held]
         for name in OUT:
-            assert (self.stack.down(name) is None) == (not any(name in each.linears for each in held))
+            assert (self.stack.linear(name) is None) == (not any(name in each.linears for each in held))
         for layer in (0, 1):
             assert (self.stack.neck(layer) is None) == (not any(layer in each.blocks for each in held))
         assert (self.stack.neck("head") is None) == all(each.head is None for each in held)
@@ -106,13 +106,13 @@ class Uses(RuleBasedStateMachine):
         """As the mixer uses it: ``base + product``, or ``(base + product) * scale``."""
         import torch
 
-        down = self.stack.down(name)
-        if down is None:
+        linear = self.stack.linear(name)
+        if linear is None:
             assert own is None
             return
-        at, up = self.stack.positions[engine_id], self.stack.up(name)
-        product = (self.x @ down[at])[:, self.stack.columns(name)] @ up.weight[at]
-        scale = torch.ones(OUT[name], dtype=torch.float64) if up.scale is None else up.scale[at, 0]
+        at = self.stack.positions[engine_id]
+        product = (self.x @ linear.down[at])[:, linear.columns] @ linear.up[at]
+        scale = torch.ones(OUT[name], dtype=torch.float64) if linear.scale is None else linear.scale[at, 0]
         expected = torch.zeros_like(product) if own is None else self.x @ own.down @ own.up
         torch.testing.assert_close(product, expected)
         own_scale = None if own is None else own.scale

@@ -6,12 +6,13 @@ so that the same recorded kernels serve any mixture (BGMV in Punica: Chen et al.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
-from graft_server.engine.torch.stack import NeckWeights, UpSite
+from graft_server.engine.torch.rows import FirstProducts
+from graft_server.engine.torch.stack import LinearSite, NeckWeights
 
 
 class Products(Protocol):
@@ -47,16 +48,14 @@ class IndexedRows:
     bucket: int
     positions: torch.Tensor
     products: Products
+    first: FirstProducts = field(default_factory=FirstProducts, compare=False)
 
-    def first(self, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-        """``[splits, T, columns]``."""
-        return self.products.shrink(x, down, self.positions)
-
-    def second(self, output: torch.Tensor, hidden: torch.Tensor, up: UpSite, bias: torch.Tensor | None) -> None:
-        self.products.expand_add(output, hidden, up.weight, self.positions)
-        if up.scale is None:
+    def add_linear(self, output: torch.Tensor, x: torch.Tensor, site: LinearSite, bias: torch.Tensor | None) -> None:
+        hidden = self.first.of(x, lambda: self.products.shrink(x, site.down, self.positions))
+        self.products.expand_add(output, hidden[:, :, site.columns], site.up, self.positions)
+        if site.scale is None:
             return
-        scale = up.scale[self.positions.clamp(min=0), 0]
+        scale = site.scale[self.positions.clamp(min=0), 0]
         scale = torch.where(self.positions[:, None] >= 0, scale, 1)
         if bias is None:
             output *= scale

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from graft_server.engine.integrity import require
+from graft_server.engine.native_lora import native_lora
+from graft_server.engine.torch.native_rows import MOST_ROWS, NativeRows
 from graft_server.engine.torch.resident import ResidentAdapter
-from graft_server.engine.torch.rows import MixedRows, Placed, RowGroup, Run, group_rows
+from graft_server.engine.torch.rows import MixedRows, Placed, Run, group_rows
 from graft_server.engine.torch.sequence import BASE
 from graft_server.engine.torch.stack import HEAD, NeckSite, Siblings, Stack
 
@@ -36,12 +38,14 @@ class Mixer:
         self._linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         #: Modules that read the same input, by each of them; learnt by ``watch_inputs``.
         self._siblings: dict[str, Siblings] = {name: (name,) for name in self._linears}
-        #: First products of the input seen last, one a row group.
-        self._last_input: torch.Tensor | None = None
-        self._last_products: dict[int, torch.Tensor] = {}
+        #: What a linear module read last, and its rows: siblings read the same, and get the same tensor.
+        self._input: torch.Tensor | None = None
+        self._input_rows: torch.Tensor | None = None
+        #: Computes rows that decode, on CPUs where it could be compiled.
+        self.native = native_lora() if next(model.parameters()).device.type == "cpu" else None
         for name, module in self._linears.items():
             on_logits = module is head
-            module.register_forward_hook(self._linear_hook(name, on_logits=on_logits))
+            module.register_forward_hook(self._linear_hook(name, module.bias, on_logits=on_logits))
         for index, block in enumerate(blocks):
             block.register_forward_hook(self._block_hook(index))
         head.register_forward_hook(self._head_hook())
@@ -82,8 +86,7 @@ class Mixer:
     def begin_rows(self, rows: Sequence[MixedRows], logit_rows: Sequence[MixedRows]) -> None:
         """As ``begin``, of rows that the caller has laid out."""
         self._rows, self._logit_rows = rows, logit_rows
-        self._last_input = None
-        self._last_products = {}
+        self._input = self._input_rows = None
 
     def positions(self, runs: Sequence[Run]) -> dict[int, list[int]] | None:
         """For each bucket in use, the position of each row's adapter in its stack, -1 for rows of the base or of other
@@ -105,13 +108,26 @@ class Mixer:
         """A number that changes whenever what a bucket's hooks do changes, other than by the values of its weights."""
         return self._stacks[bucket].version
 
-    def _groups(self, runs: Sequence[Run], device: torch.device) -> list[RowGroup]:
+    def _groups(self, runs: Sequence[Run], device: torch.device) -> list[MixedRows]:
         buckets: dict[int, list[Placed]] = {}
         for engine_id, start, end in runs:
             if engine_id != BASE:
                 bucket, position = self.order(engine_id)
                 buckets.setdefault(bucket, []).append(Placed(position, start, end))
-        return [group for bucket, placed in buckets.items() for group in group_rows(bucket, placed, device)]
+        groups: list[MixedRows] = []
+        for bucket, placed in buckets.items():
+            few = [run for run in placed if run.count <= MOST_ROWS] if self.native is not None else []
+            if self.native is not None and few:
+                groups.append(NativeRows(self.native, bucket, few, runs[-1][2]))
+            many = [run for run in placed if run not in few]
+            groups += group_rows(bucket, many, device) if many else []
+        return groups
+
+    def _flat(self, x: torch.Tensor) -> torch.Tensor:
+        """``[1, T, width]`` to ``[T, width]``, the same object for the same input."""
+        if self._input_rows is None or self._input is not x:
+            self._input, self._input_rows = x, x[0]
+        return self._input_rows
 
     def check_integrity(self) -> None:
         """
@@ -148,27 +164,14 @@ class Mixer:
 
     # Hooks
 
-    def _linear_hook(self, name: str, *, on_logits: bool) -> Hook:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            for at, rows in enumerate(self._logit_rows if on_logits else self._rows):
-                self._add_linear(name, module, at, rows, inputs[0], output[0])
+    def _linear_hook(self, name: str, bias: torch.Tensor | None, *, on_logits: bool) -> Hook:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            for rows in self._logit_rows if on_logits else self._rows:
+                site = self._stacks[rows.bucket].linear(name)
+                if site is not None:
+                    rows.add_linear(output[0], self._flat(inputs[0]), site, bias)
 
         return hook
-
-    def _add_linear(
-        self, name: str, module: nn.Module, at: int, rows: MixedRows, x: torch.Tensor, output: torch.Tensor
-    ) -> None:
-        stack = self._stacks[rows.bucket]
-        down = stack.down(name)
-        if down is None:
-            return
-        if self._last_input is not x:
-            self._last_input, self._last_products = x, {}
-        hidden = self._last_products.get(at)
-        if hidden is None:
-            hidden = self._last_products[at] = rows.first(x[0], down)
-        bias = module.bias if isinstance(module.bias, torch.Tensor) else None
-        rows.second(output, hidden[:, :, stack.columns(name)], stack.up(name), bias)
 
     def _block_hook(self, index: int) -> Hook:
         def hook(_: nn.Module, __: tuple[torch.Tensor, ...], output: Any) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
-from graft_server.engine.torch.stack import NeckWeights, UpSite
+from graft_server.engine.torch.stack import LinearSite, NeckWeights
 
 #: Adapter id, first row, end row.
 Run = tuple[int, int, int]
@@ -20,24 +20,33 @@ _FEW_ROWS = 64
 class MixedRows(Protocol):
     """Rows of a step whose adapters are in one stack, and how their products are computed.
 
-    ``x``, ``output``: ``[T, width]``, all rows of the step. What ``first`` returns has the columns of all modules that
-    read ``x``; ``second`` gets a module's own columns of it.
+    ``x``: ``[T, in]``, ``output``: ``[T, out]``, all rows of the step.
     """
 
     @property
     def bucket(self) -> int: ...
 
-    def first(self, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-        """First products; ``down``: ``[capacity, in, columns]``."""
-        ...
-
-    def second(self, output: torch.Tensor, hidden: torch.Tensor, up: UpSite, bias: torch.Tensor | None) -> None:
-        """Add the second products to ``output``, and apply DoRA's scale to everything but the bias."""
+    def add_linear(self, output: torch.Tensor, x: torch.Tensor, site: LinearSite, bias: torch.Tensor | None) -> None:
+        """Add what the adapters make of ``x`` to a linear module's ``output``, and apply DoRA's scale to everything but
+        the bias. Modules that read the same ``x`` come one after the other."""
         ...
 
     def add_neck(self, output: torch.Tensor, x: torch.Tensor, neck: NeckWeights) -> None:
         """Add what the rows' bottlenecks make of ``x``."""
         ...
+
+
+class FirstProducts:
+    """The first products of the input seen last: modules that read the same input share them."""
+
+    def __init__(self) -> None:
+        self._input: torch.Tensor | None = None
+        self._hidden: torch.Tensor | None = None
+
+    def of(self, x: torch.Tensor, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if self._hidden is None or self._input is not x:
+            self._input, self._hidden = x, compute()
+        return self._hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +79,18 @@ class RowGroup:
     gather: torch.Tensor | None = None
     real: torch.Tensor | None = None
     targets: torch.Tensor | None = None
+    products: FirstProducts = field(default_factory=FirstProducts, compare=False)
 
     def read(self, rows: torch.Tensor) -> torch.Tensor:
         """``[T, width]`` to ``[P, n, width]``; a view where the counts are equal."""
         picked = rows[self.start : self.end] if self.gather is None else rows.index_select(0, self.gather)
         return picked.view(self.places.stop - self.places.start, self.n, -1)
 
-    def first(self, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-        """``[P, n, columns]``."""
-        return torch.bmm(self.read(x), down[self.places])
-
-    def second(self, output: torch.Tensor, hidden: torch.Tensor, up: UpSite, bias: torch.Tensor | None) -> None:
-        weight = up.weight[self.places]
-        if up.scale is not None:
-            scale = self.flat(up.scale[self.places].expand(-1, self.n, -1))
+    def add_linear(self, output: torch.Tensor, x: torch.Tensor, site: LinearSite, bias: torch.Tensor | None) -> None:
+        hidden = self.products.of(x, lambda: torch.bmm(self.read(x), site.down[self.places]))
+        hidden, weight = hidden[:, :, site.columns], site.up[self.places]
+        if site.scale is not None:
+            scale = self.flat(site.scale[self.places].expand(-1, self.n, -1))
             without = 0 if bias is None else bias
             update = self.flat(torch.bmm(hidden, weight))
             self.put(output, (self.take(output) - without + update) * scale + without)

@@ -11,6 +11,7 @@ import torch
 from graft_plugins.method import Activation
 from graft_server.activations import ACTIVATIONS
 from graft_server.engine.integrity import require
+from graft_server.engine.native_lora import NativeLayer
 from graft_server.engine.torch.positions import Positions
 from graft_server.engine.torch.resident import ResidentAdapter, ResidentBottleneck, ResidentLinear
 
@@ -30,6 +31,22 @@ class UpSite:
 
     weight: torch.Tensor
     scale: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSite:
+    """What the adapters of a stack do at one linear module.
+
+    ``down``: ``[capacity, in, siblings * R]``, for all modules that read the same input, of which the module's own
+    ``columns``; ``up``: ``[capacity, R, out]``; ``scale``: ``[capacity, 1, out]`` once an adapter has one. ``native``
+    is the same for ``NativeLora``.
+    """
+
+    down: torch.Tensor
+    columns: slice
+    up: torch.Tensor
+    scale: torch.Tensor | None
+    native: NativeLayer
 
 
 @dataclass(slots=True)
@@ -81,6 +98,7 @@ class Stack:
         #: How many of the adapters here use a module, or have a bottleneck at a site.
         self._users: Counter[str | NeckSite] = Counter()
         self._held: dict[int, ResidentAdapter] = {}
+        self._sites: dict[str, LinearSite] = {}
         #: Changes when a tensor moves or a module gets its first adapter: what was recorded of a step holds no longer.
         self.version = 0
 
@@ -125,18 +143,26 @@ class Stack:
     def _drop(self, engine_id: int) -> None:
         self._users.subtract(_sites(self._held.pop(engine_id)))
 
-    def down(self, name: str) -> torch.Tensor | None:
-        """First products of a module and its siblings, ``[capacity, in, siblings * R]``; ``None`` where no adapter here
-        changes the module."""
-        return self._downs[self._siblings[name]] if self._users[name] > 0 else None
+    def linear(self, name: str) -> LinearSite | None:
+        """``None`` where no adapter here changes the module."""
+        if self._users[name] == 0:
+            return None
+        site = self._sites.get(name)
+        if site is None:
+            down, up, columns = self._downs[self._siblings[name]], self._ups[name], self._columns(name)
+            native = NativeLayer(down[:, :, columns], up.weight, [0, up.weight.shape[2]])
+            site = self._sites[name] = LinearSite(down, columns, up.weight, up.scale, native)
+        return site
 
-    def columns(self, name: str) -> slice:
+    def _columns(self, name: str) -> slice:
         """The module's own part of the first products."""
         first = self._siblings[name].index(name) * self.bucket
         return slice(first, first + self.bucket)
 
-    def up(self, name: str) -> UpSite:
-        return self._ups[name]
+    def _moved(self) -> None:
+        """Tensors have been replaced or added."""
+        self.version += 1
+        self._sites.clear()
 
     def neck(self, site: NeckSite) -> NeckWeights | None:
         """``None`` where no adapter here has a bottleneck there."""
@@ -145,7 +171,7 @@ class Stack:
     def _reserve(self, count: int) -> None:
         if count <= self._capacity:
             return
-        self.version += 1
+        self._moved()
         before, self._capacity = self._capacity, max(_LEAST_CAPACITY, 2 * self._capacity, count)
         for siblings, weight in self._downs.items():
             self._downs[siblings] = self._enlarged(weight, before)
@@ -171,7 +197,7 @@ class Stack:
         for siblings, weight in self._downs.items():
             for name in siblings:
                 own = adapter.linears.get(name)
-                part = weight[at, :, self.columns(name)]
+                part = weight[at, :, self._columns(name)]
                 part.zero_() if own is None else part.copy_(own.down)
         for name, up in self._ups.items():
             _write_up(up, at, adapter.linears.get(name))
@@ -186,7 +212,7 @@ class Stack:
         if name not in self._ups:
             self._ups[name] = UpSite(linear.up.new_zeros(self._capacity, *linear.up.shape))
         if linear.scale is not None and self._ups[name].scale is None:
-            self.version += 1
+            self._moved()
             self._ups[name].scale = linear.scale.new_ones(self._capacity, 1, len(linear.scale))
 
     def _make_neck(self, site: NeckSite, neck: ResidentBottleneck) -> None:

@@ -1,6 +1,6 @@
-"""The C++ inner loop of LoRA on CPUs: compiled once a machine, called once a layer.
+"""The C++ inner loop of LoRA on CPUs, for both engines: compiled once a machine, called once a layer.
 
-vLLM's own compilation needs a C++ compiler too; where there is none, ``cpu_lora`` computes with torch's products.
+Where there is no C++ compiler, they compute with torch's products.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("cpu_lora.cpp")
+_SOURCE = Path(__file__).with_name("native_lora.cpp")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
 #: Rows that share the reading of a weight; as in the source.
 _BLOCK_ROWS = 8
@@ -39,6 +39,7 @@ class _Layer(ctypes.Structure):
         ("slices", ctypes.c_int32),
         ("rank", ctypes.c_int32),
         ("width", ctypes.c_int32),
+        ("down_stride", ctypes.c_int32),
     )
 
 
@@ -53,13 +54,13 @@ class NativeStep:
 
 
 class NativeLayer:
-    """``down``: ``[slots, in, slices * R]``; ``up``: ``[slots, R, out]``, contiguous and of one type; ``ends``: where
-    the slices of the output begin, and where the last one ends."""
+    """``down``: ``[slots, in, slices * R]``, all or some columns of a contiguous tensor; ``up``: ``[slots, R, out]``,
+    contiguous and of the same type; ``ends``: where the slices of the output begin, and where the last one ends."""
 
     def __init__(self, down: torch.Tensor, up: torch.Tensor, ends: Sequence[int]) -> None:
         self._kept = (down, up, torch.tensor(ends, dtype=torch.int32))
         addresses = [tensor.data_ptr() for tensor in self._kept]
-        self.struct = _Layer(*addresses, len(ends) - 1, up.shape[1], down.shape[1])
+        self.struct = _Layer(*addresses, len(ends) - 1, up.shape[1], down.shape[1], down.stride(1))
 
 
 def sort_rows(slots: torch.Tensor) -> NativeStep:
@@ -128,7 +129,7 @@ def _compiled(compiler: str) -> Path:
     macros = _run(compiler, *_FLAGS[:3], "-dM", "-E", "-x", "c++", os.devnull)
     digest = hashlib.sha256(_SOURCE.read_bytes() + macros.encode() + repr(_FLAGS).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("GRAFT_CACHE") or "~/.cache/graftwork").expanduser() / "native"
-    library = folder / f"cpu_lora-{digest}.so"
+    library = folder / f"lora-{digest}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft_server.engine.vllm.native_lora import native_lora, sort_rows
+from graft_server.engine.native_lora import native_lora, sort_rows
 
 pytestmark = pytest.mark.torch
 

@@ -98,19 +98,20 @@ struct Step {
     int32_t count;
 };
 
-// `down`: [slots, width, slices * rank]; `up`: [slots, rank, ends[slices]], a slice's columns from ends[s] to ends[s + 1].
+// `down`: [slots, width, slices * rank], whose rows are `down_stride` numbers apart; `up`: [slots, rank, ends[slices]], a
+// slice's columns from ends[s] to ends[s + 1].
 struct Layer {
     const void* down;
     const void* up;
     const int32_t* ends;
-    int32_t slices, rank, width;
+    int32_t slices, rank, width, down_stride;
 };
 
 template <typename T>
 void add_block(T* y, int64_t y_stride, const T* x, int64_t x_stride, const Layer& layer, const Block& block,
                const int32_t* rows, float scale, float* input, float* hidden) {
     const int64_t ranks = int64_t(layer.slices) * layer.rank, width = layer.width, outs = layer.ends[layer.slices];
-    const T* down = static_cast<const T*>(layer.down) + block.slot * width * ranks;
+    const T* down = static_cast<const T*>(layer.down) + block.slot * width * layer.down_stride;
     const T* up = static_cast<const T*>(layer.up) + block.slot * layer.rank * outs;
     Floats sums[ROWS];
     for (int i = 0; i < block.count; ++i) {
@@ -119,7 +120,7 @@ void add_block(T* y, int64_t y_stride, const T* x, int64_t x_stride, const Layer
     }
     for (int64_t c = 0; c < ranks; c += LANES) {
         const int some = ranks - c < LANES ? int(ranks - c) : LANES;
-        multiply(input, width, down + c, ranks, layer.width, some, sums);
+        multiply(input, width, down + c, layer.down_stride, layer.width, some, sums);
         for (int i = 0; i < ROWS; ++i) store_some(hidden + i * ranks + c, sums[i] * scale, some);
     }
     for (int s = 0; s < layer.slices; ++s) {
