@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,8 @@ from support import sleeping_engine
 @pytest.fixture(autouse=True)
 def without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "PROCESS", sleeping_engine.__name__)
+    suites = str(Path(sleeping_engine.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([suites, *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
 @asynccontextmanager
