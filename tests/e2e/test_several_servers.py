@@ -220,7 +220,7 @@ class Stream:
         assert self.begun.wait(timeout=30)
 
     def _read(self) -> None:
-        sampling = {"max_tokens": 1500, "ignore_eos": True}
+        sampling = {"max_tokens": 4000, "ignore_eos": True}
         body = {"adapter": "de@1", "task": "chat", "text": "Go on", "stream": True, "sampling": sampling}
         with (
             self._server.http(headers=self._headers) as http,

@@ -167,7 +167,7 @@ class JobRunner:
             self._woken.clear()
             while len(self._jobs) < self._settings.max_jobs and not self._stopping.is_set():
                 try:
-                    job = await self._ask(self._registry.claim_job, lease=self._lease, take_over=self._may_take_over())
+                    job = await self._ask(self._claim)
                 except UnavailableError:
                     break  # and the server is stopping
                 if job is None:
@@ -180,6 +180,10 @@ class JobRunner:
             # Nobody tells that a claim has run out.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), self._lease / 3)
+
+    def _claim(self) -> JobRecord | None:
+        # Asked anew at each try: the tries before may have found the database away.
+        return self._registry.claim_job(lease=self._lease, take_over=self._may_take_over())
 
     def _may_take_over(self) -> bool:
         """Whether a claim that has run out means that its server is gone. After an outage of the database it does not,
