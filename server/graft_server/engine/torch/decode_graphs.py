@@ -142,11 +142,10 @@ class DecodeGraphs:
 
     def _give_up(self) -> None:
         """Shapes of stacks that have changed never come again; the oldest of the others go when there are too many."""
-        outdated = [
-            shape for shape in self._recordings if any(self._mixer.version(own) != at for own, at in shape.stacks)
-        ]
+        outdated = [shape for shape in self._seen if any(self._mixer.version(own) != at for own, at in shape.stacks)]
         for shape in outdated:
-            del self._recordings[shape], self._seen[shape]
+            del self._seen[shape]
+            self._recordings.pop(shape, None)
         while len(self._recordings) > _MOST_RECORDINGS:
             shape, _ = self._recordings.popitem(last=False)
             del self._seen[shape]

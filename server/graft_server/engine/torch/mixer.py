@@ -81,7 +81,9 @@ class Mixer:
 
     def begin(self, runs: Sequence[Run], logit_runs: Sequence[Run], device: torch.device) -> None:
         """State the rows of the next forward pass, in the order of ``order``."""
-        self.begin_rows(self._groups(runs, device), self._groups(logit_runs, device))
+        rows = self._groups(runs, device)
+        # Where all sequences decode, each row's logits are wanted.
+        self.begin_rows(rows, rows if logit_runs == runs else self._groups(logit_runs, device))
 
     def begin_rows(self, rows: Sequence[MixedRows], logit_rows: Sequence[MixedRows]) -> None:
         """As ``begin``, of rows that the caller has laid out."""
@@ -116,11 +118,11 @@ class Mixer:
                 buckets.setdefault(bucket, []).append(Placed(position, start, end))
         groups: list[MixedRows] = []
         for bucket, placed in buckets.items():
-            few = [run for run in placed if run.count <= MOST_ROWS] if self.native is not None else []
+            few = [run for run in placed if run.count <= MOST_ROWS]
             if self.native is not None and few:
                 groups.append(NativeRows(self.native, bucket, few, runs[-1][2]))
-            many = [run for run in placed if run not in few]
-            groups += group_rows(bucket, many, device) if many else []
+                placed = [run for run in placed if run.count > MOST_ROWS]
+            groups += group_rows(bucket, placed, device)
         return groups
 
     def _flat(self, x: torch.Tensor) -> torch.Tensor:

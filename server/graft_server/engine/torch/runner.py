@@ -62,25 +62,31 @@ class ModelRunner:
     @torch.inference_mode()
     def forward(self, chunks: list[Chunk]) -> tuple[Batch, torch.Tensor]:
         """Compute one step. Returns its batch and the wanted logits, ``[N, vocabulary]``."""
-        batch = self._begin(chunks)
+        batch = self._lay_out(chunks)
+        replayed = None if self.graphs is None else self.graphs.logits(batch)
+        if replayed is not None:
+            return batch, replayed
+        self._begin(batch)
         if not batch.wanted:
             self._decoder(batch)
             return batch, torch.empty(0, device=self.device)
-        replayed = None if self.graphs is None else self.graphs.logits(batch)
-        return batch, self._logits(batch) if replayed is None else replayed
+        return batch, self._logits(batch)
 
     @torch.inference_mode()
     def hidden(self, chunks: list[Chunk]) -> torch.Tensor:
         """Last hidden states of one step's rows, ``[T, hidden]``, in the order of the chunks' adapters."""
-        hidden: torch.Tensor = self._decoder(self._begin(chunks)).last_hidden_state[0]
+        batch = self._lay_out(chunks)
+        self._begin(batch)
+        hidden: torch.Tensor = self._decoder(batch).last_hidden_state[0]
         return hidden
 
-    def _begin(self, chunks: list[Chunk]) -> Batch:
+    def _lay_out(self, chunks: list[Chunk]) -> Batch:
         self.mixer.use({chunk.sequence.adapter for chunk in chunks})
-        batch = build_batch(chunks, block_size=BLOCK_SIZE, device=self.device, order=self.mixer.order)
+        return build_batch(chunks, block_size=BLOCK_SIZE, device=self.device, order=self.mixer.order)
+
+    def _begin(self, batch: Batch) -> None:
         self._step.batch = batch
         self.mixer.begin(batch.adapters, batch.logit_adapters, self.device)
-        return batch
 
     def _mixed(self, batch: Batch, rows: Many[MixedRows]) -> torch.Tensor:
         """The logits of a batch whose rows are mixed as given; all of them are wanted."""
