@@ -93,6 +93,10 @@ class Services:
             return None
         return f"fp_{self.engine.model.fingerprint[:12]}"
 
+    def is_base(self, name: str | None) -> bool:
+        """Whether a caller who names this model means the base model."""
+        return name in ("base", self.base_name)
+
     async def follow(self) -> None:
         """Act on changes of the registry that may be another server's."""
         if self.jobs is not None:

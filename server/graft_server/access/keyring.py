@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 _FRESH = 0.5
 _MOST_KNOWN = 10_000
 
+_UNKNOWN = "this is no key of this server"
+
 
 class Keyring:
     """See the module. ``local_only`` says that nobody but this machine reaches the server."""
@@ -64,10 +66,8 @@ class Keyring:
         # The same text for what never existed and for a wrong secret.
         if parts is None or key is None or not hmac.compare_digest(key.digest, digest_of(parts[1])):
             log.warning("a request with a key that does not exist was refused")
-            raise ProblemError("unauthorized", "this is no key of this server")
-        if (reason := _over(key)) is not None:
-            raise ProblemError("unauthorized", reason)
-        return Principal.of(key)
+            raise ProblemError("unauthorized", _UNKNOWN)
+        return _holder(key)
 
     async def holder(self, key_id: str | None) -> Principal:
         """Who asked for something that is done later, by the id of their key; ``None`` is whoever asked without one.
@@ -77,12 +77,7 @@ class Keyring:
         """
         if key_id is None:
             return LOCAL
-        key = await self._find(key_id)
-        if key is None:
-            raise ProblemError("unauthorized", "this is no key of this server")
-        if (reason := _over(key)) is not None:
-            raise ProblemError("unauthorized", reason)
-        return Principal.of(key)
+        return _holder(await self._find(key_id))
 
     @contextmanager
     def lease(self, principal: Principal) -> Iterator[Lease | None]:
@@ -120,13 +115,26 @@ class Keyring:
                 except Exception:
                     log.exception("keys can't be looked at; requests in flight go on")
                     break
-                reason = _over(key) if key is not None else "this is no key of this server"
+                reason = _over(key)
                 if reason is not None:
                     for lease in [lease for lease, held in self._leases.items() if held.id == identity]:
                         lease.end(reason)
 
 
-def _over(key: KeyRecord) -> str | None:
+def _holder(key: KeyRecord | None) -> Principal:
+    """Raises:
+    ProblemError: ``unauthorized``.
+    """
+    if (reason := _over(key)) is not None:
+        raise ProblemError("unauthorized", reason)
+    assert key is not None
+    return Principal.of(key)
+
+
+def _over(key: KeyRecord | None) -> str | None:
+    """Why a key opens nothing, or nothing any more."""
+    if key is None:
+        return _UNKNOWN
     if key.revoked_at is not None:
         return f"key {key.id} was revoked; ask for a new one"
     return None if key.valid(now()) else f"key {key.id} has expired; ask for a new one"

@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from graft_client.errors import GraftError, UsageError
 from graft_client.schemas.keys import KeyCreate, NewKey
-from graft_client.schemas.limits import UNSET
-from graft_server.access.views import key_info
+from graft_server.access.making import make_key
 from graft_server.config import load_database_url
 from graft_server.registry import Registry, RegistryError
 from graft_server.registry.visibility import actor
@@ -33,18 +32,10 @@ def create_key(data_dir: Path, **fields: Any) -> NewKey:
     try:
         registry = Registry.open(data_dir, load_database_url())
         try:
-            record, key = registry.create_key(
-                body.name,
-                body.scopes,
-                adapters=body.adapters,
-                tenant=body.tenant,
-                expires_at=body.expires_at,
-                limits=body.limits.applied(UNSET),
-            )
+            return make_key(registry, body)
         finally:
             registry.close()
     except RegistryError as error:
         raise GraftError(str(error)) from error
     finally:
         actor.reset(token)
-    return NewKey(**key_info(record).model_dump(), key=key)

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from graft_client.schemas.predict import MAX_TIMEOUT
+from graft_server.engine.base import UP
 from graft_server.problems import ProblemError
 from graft_server.registry.visibility import actor
 from graft_server.services import Services
@@ -54,6 +55,7 @@ def require_engine(services: Services, *, awake: bool = True) -> None:
     Raises:
         ProblemError: ``not-ready``.
     """
-    if services.engine.state not in ("ready", "rebuilding", *(() if awake else ("asleep",))):
-        reason = services.engine.error or f"the engine is {services.engine.state}"
+    state = services.engine.state
+    if state not in UP or (awake and state == "asleep"):
+        reason = services.engine.error or f"the engine is {state}"
         raise ProblemError("not-ready", f"{reason}; try again soon", retry_after=2)

@@ -105,7 +105,7 @@ def prepare(services: Services, body: EvaluationRequest) -> Evaluation:
         ProblemError: the dataset is of another task.
     """
     dataset = services.registry.dataset(body.dataset)
-    task_name = body.task or (dataset.task if body.adapter in ("base", services.base_name) else None)
+    task_name = body.task or (dataset.task if services.is_base(body.adapter) else None)
     route = services.resolver.resolve(body.adapter, task_name)
     task = route.task
     if dataset.task != task.name:

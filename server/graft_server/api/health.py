@@ -19,6 +19,7 @@ from graft_client.schemas.status import (
     ServerStatus,
 )
 from graft_server.api.deps import ServicesDep
+from graft_server.engine.base import UP
 from graft_server.registry.visibility import visible
 from graft_server.services import Services
 from graft_server.serving.traffic import Load
@@ -101,7 +102,7 @@ async def _engine(services: Services) -> tuple[EngineStatus, BaseModelStatus]:
     status = EngineStatus(
         name=services.settings.engine, state=engine.state, restarts=engine.restarts, error=engine.error
     )
-    if engine.state not in ("ready", "rebuilding", "asleep"):
+    if engine.state not in UP:
         return status, BaseModelStatus(name=services.base_name)
     stats = await services.engine_stats.get()
     capabilities, model = engine.capabilities, engine.model

@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from graft_client.schemas.keys import AuditItem, KeyCreate, KeyInfo, NewKey
-from graft_client.schemas.limits import UNSET, LimitsChange
+from graft_client.schemas.limits import LimitsChange
+from graft_server.access.making import make_key
 from graft_server.access.views import key_info
 from graft_server.api.deps import ServicesDep
 
@@ -18,17 +19,9 @@ router = APIRouter(prefix="/api", tags=["access"])
 @router.post("/keys", status_code=201)
 async def create_key(body: KeyCreate, services: ServicesDep) -> NewKey:
     """Make a key. The answer is the only place where it is ever shown."""
-    record, secret = await asyncio.to_thread(
-        services.registry.create_key,
-        body.name,
-        body.scopes,
-        adapters=body.adapters,
-        tenant=body.tenant,
-        expires_at=body.expires_at,
-        limits=body.limits.applied(UNSET),
-    )
+    made = await asyncio.to_thread(make_key, services.registry, body)
     services.keyring.changed()
-    return NewKey(**key_info(record).model_dump(), key=secret)
+    return made
 
 
 @router.get("/keys")

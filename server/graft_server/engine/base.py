@@ -268,6 +268,10 @@ class EngineUnavailableError(EngineError):
     code = "engine-unavailable"
 
 
+#: States of an engine that is up: it knows its model and holds adapters, also while it is rebuilt or asleep.
+UP = frozenset({"ready", "rebuilding", "asleep"})
+
+
 class Engine(Protocol):
     """What the server calls. Every method may raise an ``EngineError``."""
 

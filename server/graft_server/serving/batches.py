@@ -202,7 +202,7 @@ class BatchRunner:
                     raise
                 await asyncio.sleep(error.retry_after or 1.0)
                 continue
-            identity = f"batch_req_{Documents.new_id('batch').removeprefix('batch_')}"
+            identity = _request_id()
             response = {"status_code": status, "request_id": identity, "body": body}
             return {"id": identity, "custom_id": line.custom_id, "response": response, "error": None}
 
@@ -272,5 +272,8 @@ def _expire(results: PartialResults, lines: Iterator[BatchLine | DataError]) -> 
     error = {"code": "batch_expired", "message": "This request could not be answered before the batch expired."}
     for line in lines:
         if isinstance(line, BatchLine) and line.custom_id not in results.done:
-            identity = f"batch_req_{Documents.new_id('batch').removeprefix('batch_')}"
-            results.add({"id": identity, "custom_id": line.custom_id, "response": None, "error": error})
+            results.add({"id": _request_id(), "custom_id": line.custom_id, "response": None, "error": error})
+
+
+def _request_id() -> str:
+    return f"batch_req_{Documents.new_id('batch').removeprefix('batch_')}"

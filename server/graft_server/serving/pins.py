@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from weakref import WeakValueDictionary
 
 from graft_server.admission.turnstile import Turnstile
-from graft_server.engine.base import Engine, EngineError, InvalidRequestError
+from graft_server.engine.base import UP, Engine, EngineError, InvalidRequestError
 from graft_server.problems import ProblemError
 from graft_server.registry import Registry, RegistryError
 from graft_server.registry.reading import hold
@@ -103,7 +103,7 @@ class Pins:
             self._failures.pop(version.ref, None)
             await self._let_go(version)
             # An engine that is not up holds no adapter.
-            if self._engine.state in ("ready", "rebuilding", "asleep"):
+            if self._engine.state in UP:
                 await self._engine.unload(version.engine_id)
 
     def _lock(self, version: VersionRecord) -> asyncio.Lock:

@@ -20,6 +20,7 @@ from graft_server.admission.deadlines import DeadlineError, before
 from graft_server.admission.gate import FullError
 from graft_server.admission.turnstile import Turnstile
 from graft_server.engine.base import (
+    UP,
     AdapterSource,
     Delta,
     Engine,
@@ -213,7 +214,7 @@ class Predictor:
         """
         source = source or convert.adapter_source(plans[0].route.version)
         # Of an engine that does not run nothing is known, and it computes nothing: the request is refused for that.
-        up = self._engine.state not in ("starting", "stopped", "failed")
+        up = self._engine.state in UP
         context = self._engine.model.context_length if up else 0
         charges: list[Charge] = []
         # Answers to one prompt share it, as the engine computes it once.

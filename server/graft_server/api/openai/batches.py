@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import calendar
 import time
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from graft_client.schemas.openai_batches import Batch, BatchCounts, BatchCreate,
 from graft_client.schemas.openai_files import ListPage
 from graft_server.access.principal import current_key
 from graft_server.api.deps import ServicesDep
-from graft_server.api.openai.pages import After, page_of
+from graft_server.api.openai.pages import After, page_of, unix_seconds
 from graft_server.problems import ProblemError
 from graft_server.registry.documents import DocumentRecord
 from graft_server.registry.errors import ConflictError
@@ -80,7 +79,7 @@ def batch_object(record: DocumentRecord) -> Batch:
         # Before the end they are names of nothing.
         output_file_id=data["output_file_id"] if data["status"] in FINISHED else None,
         error_file_id=data["error_file_id"] if data["status"] in FINISHED else None,
-        created_at=calendar.timegm(record.created_at.utctimetuple()),
+        created_at=unix_seconds(record.created_at),
         expires_at=data["expires_at"],
         request_counts=BatchCounts(
             total=data["total"], completed=counts.get("completed", 0), failed=counts.get("failed", 0)

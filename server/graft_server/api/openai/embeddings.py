@@ -78,7 +78,7 @@ def _require_base(services: Services, model: str) -> None:
         ProblemError: it is an adapter or a route.
         UnknownError: there is no such model.
     """
-    if model not in ("base", services.base_name):
+    if not services.is_base(model):
         services.registry.target(model)
         detail = f"`model`: texts are embedded by the base model alone; ask for {services.base_name!r}, not {model!r}"
         raise ProblemError("unservable", detail, param="model")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import calendar
 import time
 from typing import Annotated, Literal
 
@@ -13,7 +12,7 @@ from fastapi.responses import FileResponse
 from graft_client.schemas.openai_files import FileDeleted, FileObject, ListPage, UploadPurpose
 from graft_server.api.deps import ServicesDep
 from graft_server.api.openai.file_rows import check_rows
-from graft_server.api.openai.pages import After, Order, page_of
+from graft_server.api.openai.pages import After, Order, page_of, unix_seconds
 from graft_server.api.uploads import staged
 from graft_server.registry.documents import DocumentRecord
 from graft_server.registry.errors import ConflictError
@@ -87,7 +86,7 @@ def file_object(record: DocumentRecord) -> FileObject:
     return FileObject(
         id=record.id,
         bytes=record.data["bytes"],
-        created_at=calendar.timegm(record.created_at.utctimetuple()),
+        created_at=unix_seconds(record.created_at),
         expires_at=record.data.get("expires_at"),
         filename=record.data["filename"],
         purpose=record.data["purpose"],

@@ -21,7 +21,7 @@ from graft_client.schemas.openai_tuning import (
 from graft_server.access.principal import current_lease
 from graft_server.api.deps import ServicesDep, require_engine
 from graft_server.api.jobs import HEARTBEAT, go_on, happening, stop, wake
-from graft_server.api.openai.pages import After, page_of
+from graft_server.api.openai.pages import After, behind, page_of
 from graft_server.api.openai.stream import DONE, error_chunk
 from graft_server.api.openai.tuning_plan import create_tuning
 from graft_server.api.openai.tuning_views import checkpoints_in, event_number, tuning_event, tuning_job
@@ -122,12 +122,7 @@ async def list_fine_tuning_checkpoints(
     job = await asyncio.to_thread(_job, services, job_id)
     history = await asyncio.to_thread(services.registry.recent_events, job.id, kind="checkpoint")
     found = checkpoints_in(job_id, job, history)
-    if after is not None:
-        places = [place for place, checkpoint in enumerate(found) if checkpoint.id == after]
-        if not places:
-            raise ProblemError("invalid-request", f"`after`: the job has no checkpoint {after!r}", param="after")
-        found = found[places[0] + 1 :]
-    return page_of(found, limit)
+    return page_of(behind(found, after, "the job has no checkpoint"), limit)
 
 
 def _job(services: Services, job_id: str) -> JobRecord:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import calendar
 from collections.abc import Iterator
 
 from fastapi import APIRouter
 
 from graft_client.schemas.openai import Model, ModelDeleted, ModelList
 from graft_server.api.deps import ServicesDep
+from graft_server.api.openai.pages import unix_seconds
 from graft_server.api.removal import remove_adapter, remove_version
 from graft_server.problems import ProblemError
 from graft_server.registry.records import AdapterRecord, RouteRecord, VersionRecord
@@ -31,7 +31,7 @@ async def list_models(services: ServicesDep) -> ModelList:
 @router.get("/{model:path}")
 async def show_model(model: str, services: ServicesDep) -> Model:
     """An adapter, one of its versions (``name@N`` or ``name@alias``), a route, or the base model."""
-    if model in ("base", services.base_name):
+    if services.is_base(model):
         return _base(services, model)
     target = await asyncio.to_thread(services.registry.target, model)
     return _route(target) if isinstance(target, RouteRecord) else _adapter(target, model)
@@ -59,7 +59,7 @@ def _deletable(services: Services, model: str) -> VersionRecord:
         ProblemError: the model is the base model, an alias or a route.
         UnknownError: there is no such model.
     """
-    if model in ("base", services.base_name):
+    if services.is_base(model):
         raise ProblemError("conflict", "the base model can't be deleted; the server was started with it")
     target = services.registry.target(model)
     if isinstance(target, RouteRecord):
@@ -81,10 +81,10 @@ def _adapter_models(record: AdapterRecord) -> Iterator[Model]:
 
 
 def _adapter(version: VersionRecord, name: str) -> Model:
-    created = calendar.timegm(version.created_at.utctimetuple())
+    created = unix_seconds(version.created_at)
     return Model(id=name, created=created, parent=version.lineage.base_model, root=version.ref)
 
 
 def _route(record: RouteRecord) -> Model:
     heaviest = max(record.spec.targets, key=lambda target: target.weight)
-    return Model(id=record.name, created=calendar.timegm(record.updated_at.utctimetuple()), root=heaviest.ref)
+    return Model(id=record.name, created=unix_seconds(record.updated_at), root=heaviest.ref)

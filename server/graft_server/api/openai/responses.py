@@ -10,12 +10,11 @@ from fastapi import APIRouter, Query, Request, Response
 from graft_client.schemas.openai_files import ListPage
 from graft_client.schemas.openai_responses import KeptInput, ResponseDeleted, ResponseObject, ResponseRequest
 from graft_server.api.deps import ServicesDep, TermsDep
-from graft_server.api.openai.pages import After, Order, page_of
+from graft_server.api.openai.pages import After, Order, behind, page_of
 from graft_server.api.openai.response_events import response_events
 from graft_server.api.openai.response_plan import ResponsePlan, plan_response
 from graft_server.api.predict import route_headers
 from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
-from graft_server.problems import ProblemError
 from graft_server.services import Services
 from graft_server.serving.predictor import Terms
 
@@ -55,12 +54,7 @@ async def list_input(
     items = [KeptInput.model_validate(item) for item in record.data["input"]]
     if order == "desc":
         items.reverse()
-    if after is not None:
-        places = {item.id: place for place, item in enumerate(items)}
-        if after not in places:
-            raise ProblemError("invalid-request", f"`after`: the response has no item {after!r}", param="after")
-        items = items[places[after] + 1 :]
-    return page_of(items, limit)
+    return page_of(behind(items, after, "the response has no item"), limit)
 
 
 @router.delete("/{response_id}")

@@ -57,7 +57,7 @@ def create_tuning(services: Services, body: FineTuningCreate) -> JobRecord:
 
 
 def _require_base(services: Services, model: str) -> None:
-    if model not in ("base", services.base_name):
+    if not services.is_base(model):
         services.registry.target(model)
         detail = f"`model`: adapters are trained on the base model alone; give {services.base_name!r}, not {model!r}"
         raise ProblemError("unservable", detail, param="model")

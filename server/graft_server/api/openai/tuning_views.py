@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -16,6 +15,7 @@ from graft_client.schemas.openai_tuning import (
     HyperparametersInForce,
     MethodInForce,
 )
+from graft_server.api.openai.pages import unix_seconds
 from graft_server.problems import ProblemError
 from graft_server.registry.documents import DocumentRecord
 from graft_server.registry.models import now
@@ -42,10 +42,10 @@ def tuning_job(request: DocumentRecord, job: JobRecord) -> FineTuningJob:
     eta = job.progress.eta_seconds if job.state is JobState.running else None
     return FineTuningJob(
         id=request.id,
-        created_at=_seconds(job.created_at),
+        created_at=unix_seconds(job.created_at),
         error=FineTuningError(code="job_failed", message=job.error) if job.error is not None else None,
         fine_tuned_model=job.version,
-        finished_at=_seconds(job.finished_at) if job.finished_at is not None and not paused else None,
+        finished_at=unix_seconds(job.finished_at) if job.finished_at is not None and not paused else None,
         hyperparameters=hyperparameters,
         method=MethodInForce(supervised={"hyperparameters": hyperparameters}, name=job.method),
         model=asked["model"],
@@ -55,7 +55,7 @@ def tuning_job(request: DocumentRecord, job: JobRecord) -> FineTuningJob:
         trained_tokens=job.train_tokens if job.state.finished else None,
         training_file=asked["training_file"],
         validation_file=asked["validation_file"],
-        estimated_finish=None if eta is None else _seconds(now()) + int(eta),
+        estimated_finish=None if eta is None else unix_seconds(now()) + int(eta),
         metadata=asked["metadata"],
         suffix=asked["suffix"],
         task=job.task,
@@ -66,7 +66,7 @@ def tuning_job(request: DocumentRecord, job: JobRecord) -> FineTuningJob:
 def tuning_event(job_id: str, entry: JobEvent) -> FineTuningEvent:
     """One entry of a job's history."""
     event = FineTuningEvent(
-        id=f"ftevent-{job_id}-{entry.seq}", created_at=_seconds(entry.time), message=_message(entry), data={}
+        id=f"ftevent-{job_id}-{entry.seq}", created_at=unix_seconds(entry.time), message=_message(entry), data={}
     )
     if entry.kind == "metrics" and entry.data["phase"] == "training":
         event.type = "metrics"
@@ -113,7 +113,7 @@ def checkpoints_in(request_id: str, job: JobRecord, history: Iterable[JobEvent])
 def _checkpoint(request_id: str, step: int, version: str, time: datetime) -> FineTuningCheckpoint:
     return FineTuningCheckpoint(
         id=f"ftckpt-{request_id.removeprefix('ftjob-')}-{step}",
-        created_at=_seconds(time),
+        created_at=unix_seconds(time),
         fine_tuned_model_checkpoint=version,
         fine_tuning_job_id=request_id,
         metrics=CheckpointMetrics(step=step),
@@ -145,7 +145,3 @@ def _message(entry: JobEvent) -> str:
         case _:
             reason = f": {data['reason']}" if "reason" in data else ""
             return f"{_SAID[data['state']]}{reason}"
-
-
-def _seconds(time: datetime) -> int:
-    return calendar.timegm(time.utctimetuple())
