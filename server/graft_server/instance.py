@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from graft_client.errors import GraftError
+from graft_server.whole_files import write_whole
 
 _LOCK_FILE = "server.lock"
 _NOTE_FILE = "server.json"
@@ -43,9 +44,7 @@ def claimed(data_dir: Path) -> Iterator[None]:
 
 def write_note(data_dir: Path, url: str) -> None:
     """Write ``server.json``, whole or not at all."""
-    partial = data_dir / f"{_NOTE_FILE}.partial"
-    partial.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
-    partial.replace(data_dir / _NOTE_FILE)
+    write_whole(data_dir / _NOTE_FILE, json.dumps({"url": url, "pid": os.getpid()}) + "\n")
 
 
 def _describe(data_dir: Path) -> str:

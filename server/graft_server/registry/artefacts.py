@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,17 +20,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft_server.registry.copying import copy_tree, flush, hash_file
+from graft_server.registry.copying import copy_tree, hash_file
 from graft_server.registry.errors import (
     CorruptArtefactError,
     InvalidStoreError,
     RefusedArtefactError,
     storage_errors,
 )
-from graft_server.registry.stored import StoredFile, manifest_digest
-
-#: Says in a shared folder which registry's database names what lies in it.
-_OWNER = "registry.json"
+from graft_server.registry.stored import OWNER_FILE, StoredFile, manifest_digest, owner_document, owner_in
+from graft_server.whole_files import flush, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,15 +203,13 @@ class ArtefactStore:
     def owner(self) -> str | None:
         """The registry that what is shared belongs to; ``None`` before it is any's, or where nothing is shared."""
         with contextlib.suppress(FileNotFoundError, ValueError):
-            return str(json.loads((self.place / _OWNER).read_bytes())["registry"])
+            return owner_in((self.place / OWNER_FILE).read_bytes())
         return None
 
     def own(self, registry: str) -> None:
         """Write down which registry what is shared belongs to."""
-        partial = self._staging / secrets.token_hex(8)
         with storage_errors(self.place):
-            partial.write_text(json.dumps({"registry": registry}))
-            partial.replace(self.place / _OWNER)
+            write_whole(self.place / OWNER_FILE, owner_document(registry))
 
     def holds_shared(self) -> bool:
         """Whether there is anything that other servers read."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from graft_server.registry.errors import RefusedArtefactError
 from graft_server.registry.stored import StoredFile
+from graft_server.whole_files import flush
 
 _BLOCK = 1 << 20
 _PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
@@ -78,18 +79,9 @@ def hash_file(path: Path, name: str) -> StoredFile:
         return StoredFile(name, stream.tell(), digest.hexdigest())
 
 
-def flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def flush_tree(folder: Path) -> None:
     """Flush a folder's files and folders to disk."""
     for here, _, names in os.walk(folder):
         for name in names:
-            with (Path(here) / name).open("rb") as stream:
-                os.fsync(stream.fileno())
+            flush(Path(here) / name)
         flush(Path(here))

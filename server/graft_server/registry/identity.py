@@ -6,6 +6,7 @@ import secrets
 from pathlib import Path
 
 from graft_server.registry.errors import storage_errors
+from graft_server.whole_files import write_whole
 
 FILE = "server.id"
 
@@ -22,7 +23,5 @@ def server_id(root: Path) -> str:
         return known
     made = secrets.token_hex(8)
     with storage_errors(root):
-        partial = file.with_suffix(".partial")
-        partial.write_text(f"{made}\n")
-        partial.replace(file)
+        write_whole(file, f"{made}\n")
     return made

@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from graft_server.registry.errors import CorruptArtefactError, InvalidStoreError, StoreUnavailableError
-from graft_server.registry.stored import StoredFile, manifest_digest
+from graft_server.registry.stored import OWNER_FILE, StoredFile, manifest_digest, owner_document, owner_in
 
 _MANIFEST = "manifest.json"
-#: Who owns the store: the registry whose database names what lies in it.
-_OWNER = "registry.json"
 #: What to install for the protocols that fsspec has no driver of its own for.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 #: Parts of a key, by the first one.
@@ -125,15 +123,15 @@ class ObjectStore:
         """The registry that the store belongs to, or ``None`` before it is any's."""
         try:
             with self._answers():
-                content = self._fs.cat_file(self._path(_OWNER))
-            return str(json.loads(content)["registry"])
+                content = self._fs.cat_file(self._path(OWNER_FILE))
+            return owner_in(content)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def own(self, registry: str) -> None:
         """Write down which registry the store belongs to."""
         with self._answers(missing="there is no such bucket or folder"):
-            self._fs.pipe_file(self._path(_OWNER), json.dumps({"registry": registry}).encode())
+            self._fs.pipe_file(self._path(OWNER_FILE), owner_document(registry).encode())
 
     def _manifest(self, key: str, digest: str) -> list[StoredFile]:
         try:

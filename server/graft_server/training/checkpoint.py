@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from graft_server.training.files import whole_folder
+from graft_server.whole_files import whole_folder
 
 _STATE = "trainer.json"
 _TENSORS = "trainer.safetensors"

@@ -35,7 +35,6 @@ from graft_server.registry.errors import (
 from graft_server.registry.outages import Outlasting
 from graft_server.registry.records import DatasetRecord, JobRecord, Lineage, VersionRecord
 from graft_server.registry.registry import Registry
-from graft_server.training.files import write_whole
 from graft_server.training.keeper import ClaimKeeper
 from graft_server.training.spec import (
     DONE,
@@ -59,6 +58,7 @@ from graft_server.training.spec import (
     TrainingSummary,
     checkpoints_of,
 )
+from graft_server.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 

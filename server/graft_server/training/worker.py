@@ -28,7 +28,6 @@ from graft_server.base_model.loading import load_model, load_tokenizer
 from graft_server.base_model.source import BaseModel as BaseModelOnDisk
 from graft_server.plugins import server_plugins
 from graft_server.training.data import DatasetError, JobData, load_job_data
-from graft_server.training.files import whole_folder, write_whole
 from graft_server.training.options import OptionError, ResolvedOptions, resolve_options
 from graft_server.training.spec import (
     CHECKPOINT_FOLDER,
@@ -51,6 +50,7 @@ from graft_server.training.spec import (
     TrainingSummary,
 )
 from graft_server.training.trainer import Hooks, Stopped, Trainer, TrainingError
+from graft_server.whole_files import whole_folder, write_whole
 
 #: The option's values as names of torch's types.
 _DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}

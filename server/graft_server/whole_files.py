@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all: written beside their place, flushed to the disk, then renamed."""
+"""Files and folders that are there whole or not at all: written beside their place, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
         yield staging
         for path in staging.rglob("*"):
             if path.is_file():
-                _flush(path)
-        _flush(staging)
+                flush(path)
+        flush(staging)
         staging.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -36,12 +36,13 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file that is there whole or not at all."""
     staging = path.with_name(f".{path.name}.staging")
     staging.write_text(text, encoding="utf-8")
-    _flush(staging)
+    flush(staging)
     staging.replace(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
