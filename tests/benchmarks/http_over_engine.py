@@ -97,9 +97,7 @@ def _direct(number: int, request: Planned, settings: BenchSettings) -> GenerateR
     return GenerateRequest(str(number), prompt, sampling)
 
 
-async def compare(
-    base: BaseModel, url: str, sequences: int, pairs: int, *, name: str = "http", endpoint: str = "completions"
-) -> list[Figure]:
+async def compare(base: BaseModel, url: str, sequences: int, pairs: int, *, name: str, endpoint: str) -> list[Figure]:
     """The figures of one endpoint; ``name`` is what they begin with."""
     engine = DirectEngine(base)
     speeds, shares = Samples(), Samples()
@@ -125,15 +123,17 @@ async def compare(
     ]
 
 
-def main() -> None:
-    own = parser(__doc__)
+def run(description: str | None, *, name: str, endpoint: str) -> None:
+    """Measure one endpoint as the command line asks; see ``compare``."""
+    own = parser(description)
     own.add_argument("--sequences", type=int, default=64)
     arguments = own.parse_args()
     base = locate(arguments.base_model)
     with tempfile.TemporaryDirectory() as folder, running(base.path, Path(folder) / "data") as server:
-        figures = asyncio.run(compare(base, server.url, arguments.sequences, arguments.pairs))
-    write_report("http_over_engine", figures)
+        comparing = compare(base, server.url, arguments.sequences, arguments.pairs, name=name, endpoint=endpoint)
+        figures = asyncio.run(comparing)
+    write_report(f"{name}_over_engine", figures)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, name="http", endpoint="completions")

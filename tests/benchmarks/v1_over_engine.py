@@ -11,28 +11,7 @@ the way, and the engine is given the same messages directly.
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
-from pathlib import Path
-
-from http_over_engine import compare
-from options import parser
-from report import write_report
-
-from graft_server.bench.random_adapters import locate
-from support.processes import running
-
-
-def main() -> None:
-    own = parser(__doc__)
-    own.add_argument("--sequences", type=int, default=64)
-    arguments = own.parse_args()
-    base = locate(arguments.base_model)
-    with tempfile.TemporaryDirectory() as folder, running(base.path, Path(folder) / "data") as server:
-        comparing = compare(base, server.url, arguments.sequences, arguments.pairs, name="v1", endpoint="chat")
-        figures = asyncio.run(comparing)
-    write_report("v1_over_engine", figures)
-
+from http_over_engine import run
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, name="v1", endpoint="chat")
