@@ -50,7 +50,7 @@ from graft_server.engine.messages import EngineConfig
 from graft_server.engine.stats_cache import StatsCache
 from graft_server.engine.supervisor import SupervisedEngine
 from graft_server.follower import Follower
-from graft_server.http_server import HttpServer, bind, is_loopback, url_of
+from graft_server.http_server import HttpServer, bind, is_loopback, new_event_loop, url_of
 from graft_server.instance import claimed, write_note
 from graft_server.observability import Metrics, configure_logging
 from graft_server.observers import Observers
@@ -205,8 +205,12 @@ def serve(settings: Settings) -> None:
             or the base model can't be loaded.
     """
     configure_logging(settings.log_level, settings.log_format)
-    with claimed(settings.data_dir), closing(bind(settings.host, settings.port)) as bound:
-        asyncio.run(_serve(settings, bound))
+    with (
+        claimed(settings.data_dir),
+        closing(bind(settings.host, settings.port)) as bound,
+        asyncio.Runner(loop_factory=new_event_loop) as runner,
+    ):
+        runner.run(_serve(settings, bound))
 
 
 async def _serve(settings: Settings, bound: socket.socket) -> None:

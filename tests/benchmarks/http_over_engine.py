@@ -27,10 +27,11 @@ from direct import DirectEngine
 from options import Samples, parser, turns
 from report import Figure, median, ratio, write_report
 
+from graft_client.bench.connections import connections
 from graft_client.bench.endpoints import ENDPOINTS
 from graft_client.bench.exchange import Exchange
 from graft_client.bench.records import Measurements
-from graft_client.bench.run import connections, requests_of
+from graft_client.bench.run import requests_of
 from graft_client.bench.settings import BenchSettings
 from graft_client.bench.workload import Planned
 from graft_server.base_model import BaseModel

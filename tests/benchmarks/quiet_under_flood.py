@@ -23,9 +23,10 @@ from asking import checked, settings_of
 from options import Samples, parser, turns
 from report import Figure, ratio, write_report
 
+from graft_client.bench.connections import connections
 from graft_client.bench.exchange import Exchange
 from graft_client.bench.records import Measurements
-from graft_client.bench.run import connections, requests_of
+from graft_client.bench.run import requests_of
 from graft_client.bench.settings import BenchSettings
 from graft_client.bench.statistics import percentile
 from graft_server.bench.random_adapters import locate

@@ -10,8 +10,9 @@ from random import Random
 
 import httpx
 
-from graft_client._transport import http_options, translated
+from graft_client._transport import translated
 from graft_client.bench.arrivals import poisson
+from graft_client.bench.connections import connections
 from graft_client.bench.exchange import Exchange
 from graft_client.bench.load import closed_loop, open_loop
 from graft_client.bench.records import Measurements
@@ -87,17 +88,6 @@ def requests_of(settings: BenchSettings) -> Iterator[Planned]:
         output_tokens=settings.output_tokens,
         seed=settings.seed,
     )
-
-
-def connections(url: str, api_key: str | None, timeout: float) -> httpx.AsyncClient:
-    """As many connections to a server as there are requests at once."""
-    options = http_options(url, timeout)
-    if api_key:
-        options["headers"]["Authorization"] = f"Bearer {api_key}"
-    # A request that waited for a connection of ours would be timed as if the server were slow.
-    options["limits"] = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    options["timeout"] = httpx.Timeout(timeout)
-    return httpx.AsyncClient(**options)
 
 
 async def _warm_up(http: httpx.AsyncClient, settings: BenchSettings) -> None:

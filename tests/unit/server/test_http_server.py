@@ -6,6 +6,8 @@ import asyncio
 import socket
 
 from graft_server.http_server import bind, url_of
+from graft_server.services import Services
+from support.serving import on_socket
 
 
 async def test_small_writes_are_sent_at_once() -> None:
@@ -24,3 +26,18 @@ async def test_small_writes_are_sent_at_once() -> None:
             _, writer = await asyncio.open_connection(host, port)
             assert await without_delay
             writer.close()
+
+
+async def test_a_connection_is_kept_longer_than_clients_keep_theirs(services: Services) -> None:
+    """httpx ends one after 5 s without a request; did the server so too, a request could meet the end of its own."""
+    async with on_socket(services) as (client, _):
+        address = client.base_url
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        for pause in (5.5, 0):
+            writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            length = next(int(line[15:]) for line in head.lower().splitlines() if line.startswith(b"content-length:"))
+            await reader.readexactly(length)
+            await asyncio.sleep(pause)
+        writer.close()
