@@ -124,7 +124,8 @@ class BatchRunner:
             path = self._registry.kept_files.path(record.data["input_file_id"])
             total, faults = await asyncio.to_thread(self._check, path, record.data["endpoint"])
             if faults:
-                await self._fail(record.id, faults)
+                fields = {"status": "failed", "failed_at": int(time.time()), "faults": faults}
+                await self._ask(self._registry.documents.update, "batch", record.id, **fields)
                 return
             await self._move(record.id, "in_progress", total=total)
             if record.data["status"] == "cancelling":
@@ -208,13 +209,16 @@ class BatchRunner:
 
     # Where a batch stands
 
-    async def _settle(self, batch_id: str, outcome: str, results: PartialResults) -> DocumentRecord:
+    async def _settle(
+        self, batch_id: str, outcome: str, results: PartialResults, faults: list[dict[str, Any]] | None = None
+    ) -> DocumentRecord:
         """Write down how the batch ended and what its files will be called, so that they are stored only once."""
         names = {
             field: Documents.new_id("file") if path.stat().st_size else None
             for field, path in (("output_file_id", results.output), ("error_file_id", results.errors))
         }
-        return await self._move(batch_id, "finalizing", outcome=outcome, counts=dict(results.counts), **names)
+        counts = dict(results.counts)
+        return await self._move(batch_id, "finalizing", outcome=outcome, faults=faults, counts=counts, **names)
 
     async def _publish(self, record: DocumentRecord) -> None:
         """Store the results as files and end the batch."""
@@ -223,21 +227,27 @@ class BatchRunner:
             if data[field] is not None:
                 lifetime = data["output_lifetime"]
                 expires_at = None if lifetime is None else int(time.time()) + lifetime
-                await self._ask(self._store, folder / name, f"{record.id}_{name}", data[field], expires_at)
+                await self._ask(self._store, record, folder / name, data[field], expires_at)
         # The last word, whatever was asked meanwhile.
         at = {f"{data['outcome']}_at": int(time.time())}
         await self._ask(self._registry.documents.update, "batch", record.id, status=data["outcome"], **at)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    def _store(self, source: Path, name: str, identity: str, expires_at: int | None) -> None:
+    def _store(self, record: DocumentRecord, source: Path, identity: str, expires_at: int | None) -> None:
         if self._registry.documents.by_ids("file", [identity]):
             return  # by a server that was killed afterwards
         # The results stay where they are until the batch has ended: a kill in the middle of this costs none.
         copy = source.with_suffix(".copy")
         copy.unlink(missing_ok=True)
         copy.hardlink_to(source)
+        # Whose the batch is, also where their key has ended.
         self._registry.kept_files.add(
-            copy, filename=name, purpose="batch_output", identity=identity, expires_at=expires_at
+            copy,
+            filename=f"{record.id}_{source.name}",
+            purpose="batch_output",
+            identity=identity,
+            expires_at=expires_at,
+            like=record,
         )
 
     async def _move(self, batch_id: str, status: str, **fields: Any) -> DocumentRecord:
@@ -252,9 +262,12 @@ class BatchRunner:
         return await self._ask(self._registry.documents.edit, "batch", batch_id, change)
 
     async def _fail(self, batch_id: str, faults: list[dict[str, Any]]) -> None:
-        fields = {"status": "failed", "failed_at": int(time.time()), "faults": faults}
-        await self._ask(self._registry.documents.update, "batch", batch_id, **fields)
-        await asyncio.to_thread(shutil.rmtree, self._folder / batch_id, ignore_errors=True)
+        """End a batch with what of it is answered."""
+        record = await self._ask(self._registry.documents.get, "batch", batch_id)
+        if record.data["outcome"] is None:
+            with await asyncio.to_thread(PartialResults, self._folder / batch_id) as results:
+                record = await self._settle(batch_id, "failed", results, faults)
+        await self._publish(record)
 
 
 class _Run:

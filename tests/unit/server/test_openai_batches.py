@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -18,6 +19,7 @@ from graft_client.schemas.limits import Limits
 from graft_server.app import batch_runner
 from graft_server.engine.base import GenerateRequest
 from graft_server.services import Services
+from graft_server.serving.batch_results import PartialResults
 from graft_server.serving.batches import BatchRunner
 from support.openai_sdk import Sdk, openai_sdk
 from support.scripted_engine import ScriptedEngine
@@ -282,6 +284,42 @@ async def test_a_batch_expires_and_says_so_of_each_request_that_is_left(sdk: Sdk
     assert sorted(errors) == ["r0", "r1", "r2"]
 
 
+async def test_what_was_answered_before_a_batch_expired_is_kept(sdk: Sdk, services: Services) -> None:
+    engine = engine_of(services)
+    engine.answer = lambda request: (engine.hold(), "ok")[1] if len(engine.requests) == 5 else "ok"
+    done = await ended(sdk, (await submit(sdk, many(200), window="2s")).id)
+    answers, errors = await rows(sdk, done.output_file_id), await rows(sdk, done.error_file_id)
+    assert (done.status, done.expired_at is not None) == ("expired", True)
+    assert (len(answers) > 0, len(errors) > 0) == (True, True)
+    assert sorted([*answers, *errors]) == sorted(f"r{n}" for n in range(200))
+    assert done.request_counts is not None
+    assert done.request_counts.to_dict() == {"total": 200, "completed": len(answers), "failed": len(errors)}
+
+
+async def test_a_batch_that_fails_keeps_what_was_answered(
+    sdk: Sdk, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = PartialResults.add
+
+    def until_full(results: PartialResults, result: dict[str, Any]) -> None:
+        if len(results.done) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(results, result)
+
+    monkeypatch.setattr(PartialResults, "add", until_full)
+    failed = await ended(sdk, (await submit(sdk, [ask("nobody", model="none"), *many(30)])).id)
+    assert failed.errors is not None
+    assert failed.errors.data is not None
+    assert (failed.status, failed.failed_at is not None) == ("failed", True)
+    assert [fault.code for fault in failed.errors.data] == ["storage_full"]
+    answers, errors = await rows(sdk, failed.output_file_id), await rows(sdk, failed.error_file_id)
+    assert failed.request_counts is not None
+    assert failed.request_counts.to_dict() == {"total": 31, "completed": len(answers), "failed": len(errors)}
+    assert len(answers) + len(errors) == 4
+    assert "nobody" in errors
+    assert not (services.settings.data_dir / "batches" / failed.id).exists()
+
+
 async def test_a_full_queue_and_an_engine_that_is_away_only_take_longer(tmp_path: Path) -> None:
     services = make_services(tmp_path, ScriptedEngine(), max_queued=2, max_queued_per_adapter=2, max_sequences=2)
     engine_of(services).hold()
@@ -358,14 +396,25 @@ async def test_a_batch_sees_what_its_key_sees_and_ends_with_it(services: Service
                 await touch(batch.id)
         with pytest.raises(openai.NotFoundError, match="no file"):
             await stranger.asynchronous.files.content(done.output_file_id or "")
-        engine_of(services).hold()
-        running = await submit(sdk, many(3))
-        await until(sdk, running.id, lambda b: b.status == "in_progress")
+        engine = engine_of(services)
+        engine.answer = lambda request: (engine.hold(), "ok")[1] if len(engine.requests) == 5 else "ok"
+        engine.requests.clear()
+        running = await submit(sdk, many(200))
+        await holds(lambda: len(engine.requests) >= 5)
         services.registry.revoke_key(record.id)
         await holds(lambda: services.registry.documents.get("batch", running.id).data["status"] == "failed")
-        faults = services.registry.documents.get("batch", running.id).data["faults"]
-        assert faults[0]["code"] == "unauthorized"
-        assert "revoked" in faults[0]["message"]
+        _, later = services.registry.create_key("c", ["query"], tenant="acme")
+        services.keyring.changed()
+        # What was answered is the tenant's, who may have another key.
+        async with openai_sdk(services, api_key=later) as again:
+            failed = await again.asynchronous.batches.retrieve(running.id)
+            assert failed.errors is not None
+            assert failed.errors.data is not None
+            assert failed.errors.data[0].code == "unauthorized"
+            assert "revoked" in (failed.errors.data[0].message or "")
+            assert 0 < len(await rows(again, failed.output_file_id)) < 200
+        with pytest.raises(openai.NotFoundError, match="no file"):
+            await stranger.asynchronous.files.content(failed.output_file_id or "")
 
 
 async def test_a_batch_goes_on_at_the_pace_of_its_keys_limit(services: Services) -> None:
