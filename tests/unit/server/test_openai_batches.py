@@ -142,6 +142,35 @@ async def test_completions_and_embeddings(sdk: Sdk) -> None:
         assert taken(line["response"]["body"]) == {"/v1/completions": "base: Once", "/v1/embeddings": 2}[endpoint]
 
 
+async def test_responses_are_kept_as_they_are_elsewhere(sdk: Sdk, services: Services) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "kept": {"input": "hello you", "instructions": "Be brief.", "metadata": {"run": "1"}},
+        "left": {"input": [{"role": "user", "content": "other"}], "store": False},
+        "wrong": {"input": "hello", "previous_response_id": "resp_none"},
+        "odd": {"input": "hello", "foo": 1},
+    }
+    requests = [
+        {"custom_id": name, "method": "POST", "url": "/v1/responses", "body": {"model": "base", **body}}
+        for name, body in bodies.items()
+    ]
+    done = await ended(sdk, (await submit(sdk, requests, endpoint="/v1/responses")).id)
+    answers = {name: line["response"]["body"] for name, line in (await rows(sdk, done.output_file_id)).items()}
+    texts_ = {name: body["output"][0]["content"][0]["text"] for name, body in answers.items()}
+    assert texts_ == {"kept": "base: hello you", "left": "base: other"}
+    errors = await rows(sdk, done.error_file_id)
+    codes = {name: line["response"]["body"]["error"]["code"] for name, line in errors.items()}
+    assert codes == {"wrong": "previous_response_not_found", "odd": "unknown_parameter"}
+    assert done.usage is not None
+    assert done.usage.input_tokens == sum(body["usage"]["input_tokens"] for body in answers.values()) > 0
+    assert done.usage.output_tokens == sum(body["usage"]["output_tokens"] for body in answers.values()) > 0
+    kept = await sdk.asynchronous.responses.retrieve(answers["kept"]["id"])
+    assert (kept.output_text, kept.metadata) == ("base: hello you", {"run": "1"})
+    after = await sdk.asynchronous.responses.create(model="base", input="and?", previous_response_id=kept.id)
+    assert after.previous_response_id == kept.id
+    with pytest.raises(openai.NotFoundError, match="no response"):
+        await sdk.asynchronous.responses.retrieve(answers["left"]["id"])
+
+
 async def test_batches_are_paged_by_the_sdk(sdk: Sdk) -> None:
     ids = [(await submit(sdk, many(1))).id for _ in range(3)]
     assert [batch.id async for batch in sdk.asynchronous.batches.list(limit=2)] == ids[::-1]
