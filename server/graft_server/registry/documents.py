@@ -7,11 +7,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import islice
+from datetime import datetime, timedelta
+from itertools import islice, takewhile
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from graft_server.registry.database import Database, next_number
@@ -135,6 +135,17 @@ class Documents:
         """
         with self._database.write() as session:
             session.delete(_find(session, kind, identity))
+
+    def remove_old(self, kind: DocumentKind, age: timedelta, *, limit: int) -> int:
+        """Remove those that were made longer than ``age`` ago, the oldest first and at most ``limit`` of them; how many
+        there were."""
+        with self._database.write() as session:
+            oldest = select(Document.id, Document.created_at).where(Document.kind == kind)
+            rows = session.execute(oldest.order_by(Document.number).limit(limit)).all()
+            # The first that is young ends the look: what is behind it is younger, whatever the table holds.
+            old = [row.id for row in takewhile(lambda row: row.created_at < now() - age, rows)]
+            session.execute(delete(Document).where(Document.id.in_(old)))
+            return len(old)
 
 
 def job_document(job: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from graft_server.registry import ConflictError, Registry, UnknownError
+from graft_server.registry import ConflictError, Registry, UnknownError, documents
 from graft_server.registry.artefacts import ArtefactStore
+from graft_server.registry.documents import DocumentKind
+from graft_server.registry.models import now
 from graft_server.registry.visibility import Visibility, visible
 
 
@@ -51,6 +54,26 @@ def test_a_document_is_changed_and_removed(registry):
     registry.documents.remove("batch", kept.id)
     with pytest.raises(UnknownError, match="no batch"):
         registry.documents.get("batch", kept.id)
+
+
+def test_the_oldest_go_and_a_look_is_bounded(registry, monkeypatch):
+    def made(days_ago: float, kind: DocumentKind) -> str:
+        moment = now() - timedelta(days=days_ago)
+        monkeypatch.setattr(documents, "now", lambda: moment)
+        identity = registry.documents.add(kind, {}).id
+        monkeypatch.setattr(documents, "now", now)
+        return str(identity)
+
+    with acting_for("acme"):
+        made(40, "response")
+    batch = made(40, "batch")
+    ids = [made(days, "response") for days in (35, 31, 29, 0)]
+    month = timedelta(days=30)
+    assert registry.documents.remove_old("response", month, limit=2) == 2
+    assert [record.id for record in registry.documents.list("response")] == [ids[3], ids[2], ids[1]]
+    assert [registry.documents.remove_old("response", month, limit=2) for _ in range(2)] == [1, 0]
+    assert [record.id for record in registry.documents.list("response")] == [ids[3], ids[2]]
+    assert [record.id for record in registry.documents.list("batch")] == [batch]
 
 
 def test_an_owner_sees_their_own_documents_alone(registry, tmp_path):

@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1/responses", tags=["openai"])
 
 @router.post("", response_model=ResponseObject)
 async def create_response(body: ResponseRequest, request: Request, services: ServicesDep, terms: TermsDep) -> Response:
-    """Answer a text or a conversation, whole or streamed; kept until it is deleted, unless `store` is false."""
+    """Answer a text or a conversation, whole or streamed; kept for `response_days`, unless `store` is false."""
     planned = await plan_response(services, body)
     if body.stream:
         items = await begin(request, services.predictor.stream(planned.plan, terms))
