@@ -38,11 +38,13 @@ class Settings(BaseSettings):
     )
     artefacts_url: str | None = Field(
         None,
-        description="Where artefacts and datasets lie, for all servers of one registry: `file:///shared/folder`, "
-        "`s3://bucket/prefix` or another fsspec URL; the data folder if not set.",
+        description="Where artefacts, datasets and callers' files lie, for all servers of one registry: "
+        "`file:///shared/folder`, `s3://bucket/prefix` or another fsspec URL; the data folder if not set.",
     )
     artefacts_cache_mib: int = Field(
-        10240, ge=1, description="Of an object store, artefacts and datasets kept in the data folder, in MiB."
+        10240,
+        ge=1,
+        description="Of an object store, artefacts, datasets and callers' files kept in the data folder, in MiB.",
     )
     cache_dir: Path = Field(Path("~/.cache/graftwork"), description="Converted base models (also `GRAFT_CACHE`).")
     engine: Literal["auto", "torch", "vllm"] = Field(

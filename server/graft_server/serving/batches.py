@@ -11,8 +11,9 @@ import logging
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from graft_client.schemas.openai_files import BatchLine
 from graft_plugins.reader import DataError
@@ -20,7 +21,9 @@ from graft_server.access.keyring import Keyring
 from graft_server.problems import ProblemError, as_problem
 from graft_server.registry import Registry
 from graft_server.registry.documents import DocumentRecord, Documents
+from graft_server.registry.errors import ConflictError, StoreUnavailableError, UnknownError
 from graft_server.registry.outages import Outlasting
+from graft_server.registry.reading import hold
 from graft_server.serving.batch_results import PartialResults
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,10 @@ _BATCHES = 8
 #: Seconds between two notes of how far a batch is.
 _PACE = 1.0
 _MOST_FAULTS = 50
+#: Seconds until an artefact store that did not answer is asked again.
+_STORE_PAUSE = 5.0
+
+T = TypeVar("T")
 
 #: A request's path and body -> its status and document. Raises ``ProblemError`` for what may go better later.
 Call = Callable[[str, dict[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]
@@ -64,18 +71,27 @@ class BatchRunner:
         self._runs: dict[str, _Run] = {}
 
     async def start(self) -> None:
-        """Go on with every batch that is not finished; one whose input another server has is that one's."""
+        """Go on with every batch of this server that is not finished."""
         unfinished = await self._ask(
             self._registry.documents.list, "batch", oldest_first=True, keep=lambda data: data["status"] not in FINISHED
         )
         for record in unfinished:
-            if not await self._ask(self._elsewhere, record.data["input_file_id"]):
+            if await self._ask(self._is_own, record):
                 self.begin(record.id)
 
-    def _elsewhere(self, file_id: str) -> bool:
-        """Whether a file is there, but not here."""
-        files = self._registry.kept_files
-        return bool(self._registry.documents.by_ids("file", [file_id])) and not files.here(file_id)
+    def _is_own(self, record: DocumentRecord) -> bool:
+        """Whether this server is to work on a batch: the one that was asked for it does. Of batches that earlier
+        releases took in, the first that can read their files."""
+        if "server" not in record.data:
+            try:
+                self._registry.kept_files.stored(record.data["input_file_id"])
+            except ConflictError:
+                return False
+            except UnknownError:
+                pass  # whoever it is has to say so
+        own = self._registry.server
+        claimed = self._registry.documents.edit("batch", record.id, lambda data: {"server": data.get("server", own)})
+        return bool(claimed.data["server"] == own)
 
     async def stop(self) -> None:
         """Leave every batch where it stands."""
@@ -120,20 +136,27 @@ class BatchRunner:
 
     async def _work(self, record: DocumentRecord, run: _Run) -> None:
         """From wherever the batch stands to its end."""
+        settled: DocumentRecord | None = record
         if record.data["outcome"] is None:
-            path = self._registry.kept_files.path(record.data["input_file_id"])
-            total, faults = await asyncio.to_thread(self._check, path, record.data["endpoint"])
-            if faults:
-                fields = {"status": "failed", "failed_at": int(time.time()), "faults": faults}
-                await self._ask(self._registry.documents.update, "batch", record.id, **fields)
-                return
-            await self._move(record.id, "in_progress", total=total)
-            if record.data["status"] == "cancelling":
-                run.ending.set()
-            with await asyncio.to_thread(PartialResults, self._folder / record.id) as results:
-                outcome = await self._answer(record, run, path, results)
-                record = await self._settle(record.id, outcome, results)
-        await self._publish(record)
+            file = await self._ask(self._registry.kept_files.stored, record.data["input_file_id"])
+            with await _once_stored(lambda: hold(self._registry, file)):
+                settled = await self._answer_file(record, run, file.content)
+        if settled is not None:
+            await self._publish(settled)
+
+    async def _answer_file(self, record: DocumentRecord, run: _Run, path: Path) -> DocumentRecord | None:
+        """The batch with its outcome; ``None`` if its file is refused."""
+        total, faults = await asyncio.to_thread(self._check, path, record.data["endpoint"])
+        if faults:
+            fields = {"status": "failed", "failed_at": int(time.time()), "faults": faults}
+            await self._ask(self._registry.documents.update, "batch", record.id, **fields)
+            return None
+        await self._move(record.id, "in_progress", total=total)
+        if record.data["status"] == "cancelling":
+            run.ending.set()
+        with await asyncio.to_thread(PartialResults, self._folder / record.id) as results:
+            outcome = await self._answer(record, run, path, results)
+            return await self._settle(record.id, outcome, results)
 
     def _check(self, path: Path, endpoint: str) -> tuple[int, list[dict[str, Any]]]:
         """How many requests there are, and what is wrong with them."""
@@ -227,7 +250,8 @@ class BatchRunner:
             if data[field] is not None:
                 lifetime = data["output_lifetime"]
                 expires_at = None if lifetime is None else int(time.time()) + lifetime
-                await self._ask(self._store, record, folder / name, data[field], expires_at)
+                store = partial(self._ask, self._store, record, folder / name, data[field], expires_at)
+                await _once_stored(store)
         # The last word, whatever was asked meanwhile.
         at = {f"{data['outcome']}_at": int(time.time())}
         await self._ask(self._registry.documents.update, "batch", record.id, status=data["outcome"], **at)
@@ -236,13 +260,9 @@ class BatchRunner:
     def _store(self, record: DocumentRecord, source: Path, identity: str, expires_at: int | None) -> None:
         if self._registry.documents.by_ids("file", [identity]):
             return  # by a server that was killed afterwards
-        # The results stay where they are until the batch has ended: a kill in the middle of this costs none.
-        copy = source.with_suffix(".copy")
-        copy.unlink(missing_ok=True)
-        copy.hardlink_to(source)
         # Whose the batch is, also where their key has ended.
         self._registry.kept_files.add(
-            copy,
+            source,
             filename=f"{record.id}_{source.name}",
             purpose="batch_output",
             identity=identity,
@@ -278,6 +298,16 @@ class _Run:
         self.asking: asyncio.Future[None] | None = None
         #: Nothing more of it is to be asked.
         self.ending = asyncio.Event()
+
+
+async def _once_stored(call: Callable[[], Awaitable[T]]) -> T:
+    """What ``call`` gives, once the artefact store answers."""
+    while True:
+        try:
+            return await call()
+        except StoreUnavailableError as error:
+            log.warning("%s (next try in %g s)", error, _STORE_PAUSE)
+            await asyncio.sleep(_STORE_PAUSE)
 
 
 def _expire(results: PartialResults, lines: Iterator[BatchLine | DataError]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from openai.types import Batch
 from graft_client.schemas.limits import Limits
 from graft_server.app import batch_runner
 from graft_server.engine.base import GenerateRequest
+from graft_server.registry.errors import StoreUnavailableError
 from graft_server.services import Services
+from graft_server.serving import batches
 from graft_server.serving.batch_results import PartialResults
 from graft_server.serving.batches import BatchRunner
 from support.openai_sdk import Sdk, openai_sdk
@@ -228,31 +230,105 @@ async def test_a_server_that_was_killed_goes_on_where_it_was(services: Services)
         assert not folder.exists()
 
 
-async def test_a_batch_whose_input_another_server_has_is_left_to_it(services: Services) -> None:
-    async with openai_sdk(services) as sdk:
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Services, Services]]:
+    """Two servers of one registry with a store that both read. SQLite will do: they are in one process."""
+    servers = [
+        make_services(
+            tmp_path / name,
+            database_url=f"sqlite:///{tmp_path / 'registry.db'}",
+            artefacts_url=(tmp_path / "shared").as_uri(),
+        )
+        for name in ("a", "b")
+    ]
+    yield servers[0], servers[1]
+    for server in servers:
+        server.registry.close()
+
+
+async def test_servers_with_a_shared_store_take_each_others_files(pair: tuple[Services, Services]) -> None:
+    first, second = pair
+    async with openai_sdk(first) as one, openai_sdk(second) as other, at_work(first), at_work(second):
+        lines = "".join(json.dumps(request) + "\n" for request in many(3)).encode()
+        file = await one.asynchronous.files.create(file=("requests.jsonl", lines), purpose="batch")
+        assert (await other.asynchronous.files.content(file.id)).content == lines
+        batch = await other.asynchronous.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        done = await ended(one, batch.id)
+        assert texts(await rows(one, done.output_file_id)) == {f"r{n}": f"base: text {n}" for n in range(3)}
+        assert (len(engine_of(first).requests), len(engine_of(second).requests)) == (0, 3)
+        await other.asynchronous.files.delete(done.output_file_id or "")
+        with pytest.raises(openai.NotFoundError, match="no file"):
+            await one.asynchronous.files.content(done.output_file_id or "")
+
+
+async def test_a_batch_is_worked_on_by_one_server(pair: tuple[Services, Services]) -> None:
+    first, second = pair
+    async with openai_sdk(first) as one, openai_sdk(second) as other:
+        # Neither was at work when it came, and one of them came from a release that did not say whose it is.
+        mine, theirs, nobodys = [await submit(sdk, many(2)) for sdk in (one, other, other)]
+        registry = first.registry
+        data = registry.documents.get("batch", nobodys.id).data
+        registry.documents.remove("batch", nobodys.id)
+        unclaimed = {name: value for name, value in data.items() if name != "server"}
+        registry.documents.add("batch", unclaimed, identity=nobodys.id)
+        async with at_work(first), at_work(second):
+            for batch in (mine, theirs, nobodys):
+                assert (await ended(one, batch.id)).status == "completed"
+    assert (len(engine_of(first).requests), len(engine_of(second).requests)) == (4, 2)
+
+
+async def test_a_batch_that_another_server_is_told_to_end_ends(services: Services) -> None:
+    engine_of(services).answer = lambda request: time.sleep(0.02) or "slow"
+    async with openai_sdk(services) as sdk, at_work(services) as runner:
+        busy = await submit(sdk, many(400))
+        await until(sdk, busy.id, lambda b: b.status == "in_progress")
+        services.batches = None
+        await sdk.asynchronous.batches.cancel(busy.id)
+        assert (await ended(sdk, busy.id)).status == "cancelled"
+        services.batches = runner
+
+
+async def test_without_a_shared_store_files_stay_with_their_server(services: Services, tmp_path: Path) -> None:
+    database = f"sqlite:///{services.settings.data_dir / 'registry.db'}"
+    another = make_services(tmp_path / "another", database_url=database)
+    async with openai_sdk(services) as sdk, openai_sdk(another) as elsewhere, at_work(another):
         batch = await submit(sdk, many(2))
-        content = services.registry.kept_files.path(batch.input_file_id)
-        away = content.rename(content.with_name("elsewhere"))
-        async with at_work(services):
+        for ask_there in (
+            elsewhere.asynchronous.files.content(batch.input_file_id),
+            elsewhere.asynchronous.batches.create(
+                input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h"
+            ),
+        ):
             with pytest.raises(openai.BadRequestError, match="lies with another server"):
-                await sdk.asynchronous.files.content(batch.input_file_id)
-            assert (await sdk.asynchronous.batches.retrieve(batch.id)).status == "validating"
-            # As the other one's requests are: the runner that has it sees what was asked elsewhere.
-        away.rename(content)
-        engine_of(services).answer = lambda request: time.sleep(0.02) or "slow"
-        async with at_work(services) as runner:
-            busy = await submit(sdk, many(400))
-            await until(sdk, busy.id, lambda b: b.status == "in_progress")
-            services.batches = None
-            await sdk.asynchronous.batches.cancel(busy.id)
-            assert (await ended(sdk, busy.id)).status == "cancelled"
-            services.batches = runner
+                await ask_there
+        assert (await elsewhere.asynchronous.batches.retrieve(batch.id)).status == "validating"
+        async with at_work(services):
+            assert (await ended(elsewhere, batch.id)).status == "completed"
+    another.registry.close()
+
+
+async def test_a_batch_waits_for_a_store_that_is_away(
+    sdk: Sdk, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_STORE_PAUSE", 0.05)
+    add, tries = services.registry.kept_files.add, []
+
+    def away(*args: Any, **kwargs: Any) -> Any:
+        tries.append(kwargs["filename"])
+        if kwargs["purpose"] == "batch_output" and len(tries) < 4:
+            raise StoreUnavailableError("s3://bucket", "it does not answer")
+        return add(*args, **kwargs)
+
+    monkeypatch.setattr(services.registry.kept_files, "add", away)
+    done = await ended(sdk, (await submit(sdk, many(2))).id)
+    assert (done.status, len(tries)) == ("completed", 4)
+    assert len(await rows(sdk, done.output_file_id)) == 2
 
 
 async def test_a_batch_whose_end_was_cut_off_ends_with_the_same_files(services: Services) -> None:
     async with openai_sdk(services) as sdk, at_work(services):
         done = await ended(sdk, (await submit(sdk, many(3))).id)
-    content = services.registry.kept_files.path(done.output_file_id or "").read_bytes()
+    content = services.registry.kept_files.stored(done.output_file_id or "").content.read_bytes()
     # Once before the file was stored, and once after.
     for stored in (False, True):
         folder = services.settings.data_dir / "batches" / done.id
