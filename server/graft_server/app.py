@@ -75,7 +75,7 @@ from graft_server.serving.job_results import JobResults
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
 from graft_server.serving.presence import Presence
-from graft_server.serving.retention import Retention
+from graft_server.serving.retention import ResponseRetention, Retention
 from graft_server.serving.shadows import FOLDER, Shadows
 from graft_server.serving.tuning_results import keep_figures
 from graft_server.training.device_turns import DeviceTurns
@@ -303,7 +303,12 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
 def _background(services: Services) -> list[asyncio.Task[None]]:
     """What a server does by itself as one of several."""
     settings, registry = services.settings, services.registry
-    tasks = {"follower": Follower(registry, services.follow).run()}
+    interval = timedelta(hours=settings.retention_hours)
+    responses_age = timedelta(days=settings.response_days)
+    tasks = {
+        "follower": Follower(registry, services.follow).run(),
+        "response-retention": ResponseRetention(registry, age=responses_age, interval=interval).run(),
+    }
     if registry.has_others:
         tasks["presence"] = Presence(registry, services.predictor.traffic).run()
     if settings.retention_keep is not None:
@@ -312,7 +317,7 @@ def _background(services: Services) -> list[asyncio.Task[None]]:
             services.cleaner,
             keep=settings.retention_keep,
             days=settings.retention_days,
-            interval=timedelta(hours=settings.retention_hours),
+            interval=interval,
         )
         tasks["retention"] = retention.run()
     return [asyncio.create_task(work, name=name) for name, work in tasks.items()]

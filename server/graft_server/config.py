@@ -38,11 +38,13 @@ class Settings(BaseSettings):
     )
     artefacts_url: str | None = Field(
         None,
-        description="Where artefacts and datasets lie, for all servers of one registry: `file:///shared/folder`, "
-        "`s3://bucket/prefix` or another fsspec URL; the data folder if not set.",
+        description="Where artefacts, datasets and callers' files lie, for all servers of one registry: "
+        "`file:///shared/folder`, `s3://bucket/prefix` or another fsspec URL; the data folder if not set.",
     )
     artefacts_cache_mib: int = Field(
-        10240, ge=1, description="Of an object store, artefacts and datasets kept in the data folder, in MiB."
+        10240,
+        ge=1,
+        description="Of an object store, artefacts, datasets and callers' files kept in the data folder, in MiB.",
     )
     cache_dir: Path = Field(Path("~/.cache/graftwork"), description="Converted base models (also `GRAFT_CACHE`).")
     engine: Literal["auto", "torch", "vllm"] = Field(
@@ -127,7 +129,10 @@ class Settings(BaseSettings):
         description="Newest versions of each adapter that stay; older ones go by themselves. All if not set.",
     )
     retention_days: float = Field(7.0, ge=0, description="With `retention_keep`, younger versions stay as well.")
-    retention_hours: float = Field(1.0, gt=0, description="How often old versions are looked for.")
+    retention_hours: float = Field(1.0, gt=0, description="How often old versions and responses are looked for.")
+    response_days: float = Field(
+        30.0, gt=0, le=36500, description="Kept responses of `/v1/responses` are deleted after so many days."
+    )
     plugins: str = Field("*", description="Comma-separated plugins to load; `*` loads every installed one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["auto", "plain", "json"] = Field(

@@ -253,6 +253,45 @@ async def test_logprobs_are_the_models_own(engine: SupervisedEngine) -> None:
     assert changed.logprob < plain.logprob
 
 
+@pytest.mark.parametrize("max_tokens", [0, 1])
+async def test_a_prompt_tells_how_likely_it_is(
+    engine: SupervisedEngine, base: BaseModel, adapter: AdapterSource, max_tokens: int
+) -> None:
+    """As likely as the same text is when it is scored, piece by piece."""
+    name, text = f"echo {max_tokens}", "Film: A tale"
+    tokens = tuple(load_tokenizer(base)(text)["input_ids"])
+    params = SamplingParams(max_tokens=max_tokens, logprobs=2)
+    request = GenerateRequest(name, PromptInput(tokens=tokens), params, adapter, echo=True)
+    deltas = [delta async for delta in engine.generate(request)]
+    told = deltas[0].prompt
+    assert told is not None
+    assert all(delta.prompt is None for delta in deltas[1:])
+    assert (told.text, told.first + "".join(token.token for token in told.others)) == (text, text)
+    assert sum(len(delta.tokens) for delta in deltas) == deltas[-1].completion_tokens == max_tokens
+    assert (deltas[-1].prompt_tokens, deltas[-1].finish_reason) == (len(tokens), "length")
+    assert all(len(token.top) == 2 and token.top[0][1] >= token.logprob for token in told.others)
+
+    behind = ScoreRequest(f"behind {name}", PromptInput(tokens=tokens[:6]), (text[6:],), adapter, ending="!")
+    scored = await engine.score(behind)
+    whole = PromptInput(text=f"{text}!")
+    with_ending = GenerateRequest(f"whole {name}", whole, SamplingParams(max_tokens=0), adapter, echo=True)
+    (delta,) = [delta async for delta in engine.generate(with_ending)]
+    assert delta.prompt is not None
+    expected = sum(token.logprob for token in delta.prompt.others[5:])
+    assert scored.scores[0].logprob == pytest.approx(expected, abs=1e-3)
+
+
+async def test_the_end_of_an_answer_is_told_behind_an_echoed_prompt(engine: SupervisedEngine, base: BaseModel) -> None:
+    end = load_tokenizer(base).convert_tokens_to_ids("<|im_end|>")
+    params = SamplingParams(max_tokens=4, logprobs=1, logit_bias={end: 100.0})
+    for echo in (True, False):
+        request = GenerateRequest(f"end {echo}", PromptInput(text="Hello"), params, echo=echo)
+        deltas = [delta async for delta in engine.generate(request)]
+        told = [token.token for delta in deltas for token in delta.tokens]
+        assert told == (["<|im_end|>"] if echo else [])
+        assert (deltas[-1].finish_reason, deltas[-1].completion_tokens) == ("stop", 1)
+
+
 async def test_scoring(engine: SupervisedEngine, adapter: AdapterSource) -> None:
     result = await engine.score(ScoreRequest("s", PromptInput(text="Film:"), ("A", "Bcd"), adapter))
     assert [scored.tokens for scored in result.scores] == [2, 4]

@@ -46,12 +46,18 @@ class PlainModels:
         ids = greedy(self.models[adapter], self.tokens(prompt), new_tokens)
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
+    def likelihoods(self, adapter: int, tokens: Sequence[int]) -> Any:
+        """The log-probabilities of all tokens behind each of these but the last, ``[N - 1, vocabulary]``."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.models[adapter](input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        return torch.log_softmax(logits.float(), -1)[:-1]
+
     def score(self, adapter: int, prompt: str, candidate: str, ending: str | None = None) -> float:
         """The log-probability of a candidate behind a prompt, both in one sequence."""
         import torch
 
         before, ids = self.tokens(prompt), encode_target(self.tokenizer, candidate, ending=ending)
-        with torch.inference_mode():
-            logits = self.models[adapter](input_ids=torch.tensor([before + ids]), use_cache=False).logits[0]
-        logprobs = torch.log_softmax(logits.float(), -1)[len(before) - 1 : -1]
+        logprobs = self.likelihoods(adapter, before + ids)[len(before) - 1 :]
         return float(logprobs.gather(-1, torch.tensor(ids)[:, None]).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from graft_server.engine.base import (
@@ -12,6 +13,7 @@ from graft_server.engine.base import (
     AdapterSource,
     Capabilities,
     Delta,
+    EchoedPrompt,
     Embeddings,
     EngineDiedError,
     EngineStats,
@@ -153,21 +155,21 @@ class ScriptedEngine:
             words = self.answer(request).split(" ")
             length = len(words) > request.sampling.max_tokens
             words = words[: request.sampling.max_tokens]
+            logprobs = request.sampling.logprobs
+            prompt = _echoed(last_words(request.prompt), logprobs or 0) if request.echo else None
             for number, word in enumerate(words):
                 text = word if number == 0 else f" {word}"
-                logprobs = request.sampling.logprobs
-                tokens = ()
-                if logprobs is not None:
-                    tokens = (TokenLogprob(text, -0.5, tuple((f"{text}{n}", -1.0 - n) for n in range(logprobs))),)
+                tokens = () if logprobs is None else (_told(text, -0.5, logprobs),)
                 if number > 0:
                     await asyncio.sleep(0)
                     await self._wait()
-                yield Delta(text=text, tokens=tokens)
+                yield Delta(text=text, tokens=tokens, prompt=prompt if number == 0 else None)
             finished = True
             yield Delta(
                 finish_reason="length" if length else "stop",
                 prompt_tokens=prompt_tokens,
                 completion_tokens=len(words),
+                prompt=None if words else prompt,
             )
         finally:
             self._leave(request.id, finished)
@@ -226,6 +228,17 @@ class ScriptedEngine:
         if not finished:
             self.aborted.append(request_id)
         self._changed.set()
+
+
+def _echoed(text: str, alternatives: int) -> EchoedPrompt:
+    """A prompt's words as tokens, the n-th behind the first with the log-probability -n."""
+    first, *others = re.findall(r"\s*\S+|\s+$", text)
+    told = (_told(word, -1.0 * number, alternatives) for number, word in enumerate(others, start=1))
+    return EchoedPrompt(text, first, tuple(told))
+
+
+def _told(text: str, logprob: float, alternatives: int) -> TokenLogprob:
+    return TokenLogprob(text, logprob, tuple((f"{text}{n}", -1.0 - n) for n in range(alternatives)))
 
 
 def _likelihood(prompt: PromptInput, candidate: str) -> float:

@@ -109,6 +109,7 @@ class CompletionRequest(OpenAIRequest):
     """``prompt`` is one text or several, or their tokens, which are the base model's."""
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    max_tokens: int | None = Field(None, ge=0)
     logprobs: int | None = Field(None, ge=0, le=5)
     top_k: int | None = Field(None, ge=0)
     echo: bool | None = None

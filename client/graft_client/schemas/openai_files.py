@@ -22,7 +22,7 @@ Metadata = Annotated[
 UploadPurpose = Literal["fine-tune", "batch"]
 
 #: The paths that a batch can ask.
-BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 
 
 class ListPage(Schema, Generic[T]):

@@ -40,7 +40,7 @@ class InputItem(Schema):
 
 class ResponseRequest(Schema):
     """Unknown parameters are refused, as the real service does, and so are those of its parameters that are nothing
-    here (``None`` alone is taken for them). ``store`` keeps the answer until it is deleted."""
+    here (``None`` alone is taken for them). ``store`` keeps the answer for a while."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 

@@ -104,6 +104,10 @@ class GenerateRequest(msgspec.Struct, frozen=True):
 
     The first token comes at once, later ones in deltas of up to ``tokens_per_delta``: an answer that nobody reads
     before it is whole need not cross the pipe token by token.
+
+    With ``echo`` the first delta has the prompt's own tokens, with as many alternatives as ``sampling.logprobs``, and a
+    token that ends the answer is told among the answer's. Such a prompt is computed whole, whatever is cached of it.
+    Where ``sampling.max_tokens`` is 0 the prompt is computed, and nothing behind it.
     """
 
     id: str
@@ -112,6 +116,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     adapter: AdapterSource | None = None
     constraint: ConstraintSpec | None = None
     tokens_per_delta: int = 1
+    echo: bool = False
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
@@ -120,6 +125,15 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     token: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
+
+
+class EchoedPrompt(msgspec.Struct, frozen=True):
+    """A prompt's tokens as text, special ones among them. The ``first`` has nothing in front of it that could make it
+    likely; each of the ``others`` has its natural-log probability behind those before it."""
+
+    text: str
+    first: str
+    others: tuple[TokenLogprob, ...]
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -133,6 +147,7 @@ class Delta(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     queued_seconds: float = 0.0
+    prompt: EchoedPrompt | None = None
 
 
 class ScoreRequest(msgspec.Struct, frozen=True):

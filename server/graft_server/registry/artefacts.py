@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft_server.registry.copying import copy_tree, hash_file
+from graft_server.registry.copying import copy_file, copy_tree, hash_file
 from graft_server.registry.errors import (
     CorruptArtefactError,
     InvalidStoreError,
@@ -29,6 +29,9 @@ from graft_server.registry.errors import (
 )
 from graft_server.registry.stored import OWNER_FILE, StoredFile, manifest_digest, owner_document, owner_in
 from graft_server.whole_files import flush, write_whole
+
+#: Where the files lie that callers have kept, each in a folder of its own.
+KEPT_FILES = "kept-files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class ArtefactStore:
         self.is_shared = shared is not None
         self.artefacts = self.place / "artefacts"
         self.datasets = self.place / "datasets"
+        self.kept_files = self.place / KEPT_FILES
         self.jobs = root / "jobs"
         self._staging = self.place / "staging"
         #: A folder is renamed away within its own file system.
@@ -77,7 +81,7 @@ class ArtefactStore:
             for folder in (self.jobs, self._jobs_staging):
                 folder.mkdir(parents=True, exist_ok=True)
             try:
-                for folder in (self.artefacts, self.datasets, self._staging):
+                for folder in (self.artefacts, self.datasets, self.kept_files, self._staging):
                     folder.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError, PermissionError) as error:
                 if not self.is_shared:
@@ -88,9 +92,9 @@ class ArtefactStore:
         """Where the artefact with this digest lies."""
         return self.artefacts / digest[:2] / digest
 
-    def has_dataset(self, identity: str) -> bool:
-        """Whether this server can read a dataset of the registry: it lies here, or where all servers read."""
-        return self.is_shared or (self.datasets / identity).is_dir()
+    def reads(self, folder: Path) -> bool:
+        """Whether this server can read a folder of the registry: it lies here, or where all servers read."""
+        return self.is_shared or folder.is_dir()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -112,6 +116,20 @@ class ArtefactStore:
             if not files:
                 raise RefusedArtefactError(f"{folder}: there are no files in it")
             yield Staged(content, files)
+
+    @contextmanager
+    def stage_file(self, source: Path, name: str) -> Iterator[Staged]:
+        """Copy one file into a folder in staging, under ``name``; otherwise as ``stage``.
+
+        Raises:
+            StorageFullError: no space is left.
+        """
+        with self._slot() as content:
+            content.mkdir()
+            file = copy_file(source, content / name, name, allow_pickles=True)
+            flush(content)
+            flush(content.parent)
+            yield Staged(content, (file,))
 
     @contextmanager
     def _slot(self) -> Iterator[Path]:
@@ -213,7 +231,7 @@ class ArtefactStore:
 
     def holds_shared(self) -> bool:
         """Whether there is anything that other servers read."""
-        return any(any(folder.iterdir()) for folder in (self.artefacts, self.datasets))
+        return any(any(folder.iterdir()) for folder in (self.artefacts, self.datasets, self.kept_files))
 
     def close(self) -> None:
         """End what goes on in the background."""
@@ -232,7 +250,7 @@ class ArtefactStore:
         if manifest_digest(files) != digest:
             raise CorruptArtefactError(f"{folder}: the files are not those that were stored, publish them again")
 
-    def orphans(self, *, digests: set[str], datasets: set[str], jobs: set[str]) -> list[Path]:
+    def orphans(self, *, digests: set[str], datasets: set[str], files: set[str], jobs: set[str]) -> list[Path]:
         """Folders that none of the given names claims, and staging that no process uses. Needs the lock."""
         found = [
             folder
@@ -240,6 +258,7 @@ class ArtefactStore:
             if folder != self.artefact_path(folder.name) or folder.name not in digests
         ]
         found += [folder for folder in sorted(self.datasets.iterdir()) if folder.name not in datasets]
+        found += [folder for folder in sorted(self.kept_files.iterdir()) if folder.name not in files]
         found += [folder for folder in sorted(self.jobs.iterdir()) if folder.name not in jobs]
         slots = {slot for staging in (self._staging, self._jobs_staging) for slot in staging.iterdir()}
         return found + sorted(slot for slot in slots if not _is_in_use(slot))

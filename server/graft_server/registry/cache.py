@@ -67,7 +67,7 @@ class CachedStore(ArtefactStore):
 
     def create(self) -> None:
         super().create()
-        found = [*self.artefacts.glob("*/*"), *self.datasets.iterdir()]
+        found = [*self.artefacts.glob("*/*"), *self.datasets.iterdir(), *self.kept_files.iterdir()]
         for folder in sorted(found, key=lambda folder: folder.stat().st_mtime):
             self._enter(folder, _size(folder))
 

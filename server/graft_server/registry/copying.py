@@ -33,7 +33,7 @@ def copy_tree(source: Path, target: Path, *, allow_pickles: bool) -> Iterator[St
             (copy / name).mkdir()
         for name in names:
             relative = (here / name).relative_to(source).as_posix()
-            yield _copy_file(here / name, copy / name, relative, allow_pickles=allow_pickles)
+            yield copy_file(here / name, copy / name, relative, allow_pickles=allow_pickles)
     for folder, _, _ in os.walk(target):
         flush(Path(folder))
     flush(target.parent)
@@ -43,7 +43,8 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _copy_file(source: Path, target: Path, name: str, *, allow_pickles: bool) -> StoredFile:
+def copy_file(source: Path, target: Path, name: str, *, allow_pickles: bool) -> StoredFile:
+    """Copy a regular file, hashing it, and flush it to disk; ``name`` is what it is stored as."""
     if source.is_symlink():
         raise RefusedArtefactError(f"{source}: links are not stored, copy what it points to")
     if not stat.S_ISREG(source.lstat().st_mode):

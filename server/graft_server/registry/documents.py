@@ -7,17 +7,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import islice
+from datetime import datetime, timedelta
+from itertools import islice, takewhile
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from graft_server.registry.database import Database, next_number
 from graft_server.registry.errors import UnknownError
 from graft_server.registry.models import Document, now
-from graft_server.registry.visibility import visible
+from graft_server.registry.visibility import EVERYTHING, visible
 
 DocumentKind = Literal["file", "batch", "response", "fine-tuning"]
 
@@ -67,23 +67,20 @@ class Documents:
         """Keep a document, under a new id unless it brings its own. It belongs to whoever has it kept, or to whom
         another one, ``like``, belongs."""
         with self._database.write() as session:
-            row = insert(session, kind, data, identity=identity)
-            if like is not None:
-                row.owner = like.owner
-            return _record(row)
+            return record_of(insert(session, kind, data, identity=identity, like=like))
 
     def get(self, kind: DocumentKind, identity: str) -> DocumentRecord:
         """Raises:
         UnknownError: there is none of this kind.
         """
         with self._database.read() as session:
-            return _record(_find(session, kind, identity))
+            return record_of(_find(session, kind, identity))
 
     def by_ids(self, kind: DocumentKind, identities: list[str]) -> dict[str, DocumentRecord]:
         """Those of the ids that exist."""
         with self._database.read() as session:
             rows = session.scalars(select(Document).where(Document.kind == kind, Document.id.in_(identities)))
-            return {row.id: _record(row) for row in rows}
+            return {row.id: record_of(row) for row in rows}
 
     def list(
         self,
@@ -106,7 +103,7 @@ class Documents:
             if after is not None:
                 place = _find(session, kind, after).number
                 query = query.where(Document.number > place if oldest_first else Document.number < place)
-            return list(islice((_record(row) for row in session.scalars(query) if keep(row.data)), limit))
+            return list(islice((record_of(row) for row in session.scalars(query) if keep(row.data)), limit))
 
     def update(self, kind: DocumentKind, identity: str, **changes: Any) -> DocumentRecord:
         """Replace fields of a document.
@@ -127,7 +124,7 @@ class Documents:
         with self._database.write() as session:
             row = _find(session, kind, identity, lock=True)
             row.data = {**row.data, **change(row.data)}
-            return _record(row)
+            return record_of(row)
 
     def remove(self, kind: DocumentKind, identity: str) -> None:
         """Raises:
@@ -136,21 +133,39 @@ class Documents:
         with self._database.write() as session:
             session.delete(_find(session, kind, identity))
 
+    def remove_old(self, kind: DocumentKind, age: timedelta, *, limit: int) -> int:
+        """Remove those that were made longer than ``age`` ago, the oldest first and at most ``limit`` of them; how many
+        there were."""
+        with self._database.write() as session:
+            oldest = select(Document.id, Document.created_at).where(Document.kind == kind)
+            rows = session.execute(oldest.order_by(Document.number).limit(limit)).all()
+            # The first that is young ends the look: what is behind it is younger, whatever the table holds.
+            old = [row.id for row in takewhile(lambda row: row.created_at < now() - age, rows)]
+            session.execute(delete(Document).where(Document.id.in_(old)))
+            return len(old)
+
 
 def job_document(job: str) -> str:
     """The id of the document that came with a training job."""
     return _PREFIXES["fine-tuning"] + job
 
 
-def insert(session: Session, kind: DocumentKind, data: dict[str, Any], *, identity: str | None = None) -> Document:
-    """A new document of whoever the transaction is for."""
+def insert(
+    session: Session,
+    kind: DocumentKind,
+    data: dict[str, Any],
+    *,
+    identity: str | None = None,
+    like: DocumentRecord | None = None,
+) -> Document:
+    """A new document of whoever the transaction is for, or of whom another one belongs to."""
     view = visible.get()
     row = Document(
         id=identity or Documents.new_id(kind),
         kind=kind,
         number=next_number(session, "document"),
         created_at=now(),
-        owner=view.owner if view is not None else None,
+        owner=like.owner if like is not None else view.owner if view is not None else None,
         data=data,
     )
     session.add(row)
@@ -165,5 +180,18 @@ def _find(session: Session, kind: DocumentKind, identity: str, *, lock: bool = F
     return row
 
 
-def _record(row: Document) -> DocumentRecord:
+def files_in(session: Session) -> set[str]:
+    """The ids of all kept files, whoever asks."""
+    query = select(Document.id).where(Document.kind == "file")
+    return set(session.scalars(query.execution_options(**{EVERYTHING: True})))
+
+
+def is_file(session: Session, identity: str) -> bool:
+    """Whether there is a kept file of this id, whoever asks."""
+    query = select(Document.id).where(Document.kind == "file", Document.id == identity)
+    return session.scalar(query.execution_options(**{EVERYTHING: True})) is not None
+
+
+def record_of(row: Document) -> DocumentRecord:
+    """A row as it is told outside of its transaction."""
     return DocumentRecord(row.id, row.kind, row.created_at, row.data, row.owner)

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graft_server.registry.documents import DocumentRecord, Documents
-from graft_server.registry.errors import ConflictError, UnknownError, storage_errors
+from graft_server.registry.artefacts import ArtefactStore
+from graft_server.registry.database import Database
+from graft_server.registry.documents import DocumentRecord, Documents, insert, record_of
+from graft_server.registry.errors import ConflictError, UnknownError
+from graft_server.registry.sharing import Sharing
+
+_CONTENT = "content"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptFile:
+    """Where a file's folder is read while ``Registry.files`` has it there, and the folder's digest."""
+
+    path: Path
+    digest: str
+
+    @property
+    def content(self) -> Path:
+        return self.path / _CONTENT
 
 
 class KeptFiles:
-    """Files below ``root``, with a document of kind ``file`` for each: its name, size in bytes and purpose.
+    """Files in the artefact store, with a document of kind ``file`` for each: its name, size in bytes and purpose.
 
     One that has expired is not there any more for anyone; its content goes with the next ``sweep``.
-
-    A file is flushed and in its place before its document is written, so that what a killed process leaves is a file
-    that no document names: ``sweep`` removes those.
     """
 
-    def __init__(self, root: Path, documents: Documents) -> None:
-        self._root = root
+    def __init__(self, database: Database, store: ArtefactStore, sharing: Sharing, documents: Documents) -> None:
+        self._database = database
+        self._store = store
+        self._sharing = sharing
         self._documents = documents
 
     def add(
@@ -36,21 +51,28 @@ class KeptFiles:
         expires_at: int | None = None,
         like: DocumentRecord | None = None,
     ) -> DocumentRecord:
-        """Move a file of the same disk in, until ``expires_at`` (seconds since 1970) or until it is removed. It belongs
-        to whoever does so, or to whom a document ``like`` it belongs.
+        """Keep a copy of a file until ``expires_at`` (seconds since 1970) or until it is removed. It belongs to whoever
+        does so, or to whom a document ``like`` it belongs.
 
         Raises:
             StorageFullError: no space is left.
+            StoreUnavailableError: the object store does not answer.
         """
         identity = identity or Documents.new_id("file")
-        target = self.path(identity)
-        with storage_errors(self._root):
-            self._root.mkdir(parents=True, exist_ok=True)
-            with source.open("rb") as stream:
-                os.fsync(stream.fileno())
-            source.replace(target)
-        data = {"filename": filename, "bytes": target.stat().st_size, "purpose": purpose, "expires_at": expires_at}
-        return self._documents.add("file", data, identity=identity, like=like)
+        folder = self._store.kept_files / identity
+        self._sharing.claim()
+        with self._store.stage_file(source, _CONTENT) as staged:
+            self._store.upload(staged, folder)
+            data = {
+                "filename": filename,
+                "bytes": staged.size_bytes,
+                "purpose": purpose,
+                "expires_at": expires_at,
+                "digest": staged.digest,
+            }
+            with self._store.placing(staged) as place, self._database.write() as session:
+                place(folder)
+                return record_of(insert(session, "file", data, identity=identity, like=like))
 
     def get(self, identity: str) -> DocumentRecord:
         """Raises:
@@ -80,44 +102,59 @@ class KeptFiles:
 
         return self._documents.list("file", after=after, limit=limit, oldest_first=oldest_first, keep=keep)
 
-    def content(self, identity: str) -> Path:
-        """Where the content of a file lies. Contents stay with the server that took them in.
+    def stored(self, identity: str) -> KeptFile:
+        """What ``Registry.files`` has to be asked for to read a file. A batch at work reads one that has expired, too.
 
         Raises:
-            UnknownError: there is no such file, or no more.
+            UnknownError: there is no such file.
             ConflictError: it lies with another server of this registry.
         """
-        self.get(identity)
-        if not self.here(identity):
+        record, folder = self._documents.get("file", identity), self._store.kept_files / identity
+        if "digest" not in record.data or not self._store.reads(folder):
             raise ConflictError(f"file {identity!r} lies with another server of this registry; ask that one")
-        return self.path(identity)
-
-    def here(self, identity: str) -> bool:
-        """Whether this server has the content of a file."""
-        return self.path(identity).exists()
-
-    def path(self, identity: str) -> Path:
-        """Where the content of a file lies if this server has it."""
-        return self._root / identity
+        return KeptFile(folder, record.data["digest"])
 
     def remove(self, identity: str) -> None:
         """Raises:
         UnknownError: there is none.
         """
-        self._documents.remove("file", identity)
-        self.path(identity).unlink(missing_ok=True)
+        folder = self._store.kept_files / identity
+        with self._store.lock():
+            self._documents.remove("file", identity)
+            self._store.remove(folder)
+            self._sharing.discard([folder])
 
     def sweep(self) -> None:
-        """Remove what has expired, and what no document names. Nothing may be adding files meanwhile."""
-        if not self._root.is_dir():
-            return
+        """Remove what has expired."""
         for record in self._documents.list("file", keep=_expired):
-            self.remove(record.id)
-        known = {record.id for record in self._documents.list("file")}
-        for path in self._root.iterdir():
-            if path.name not in known:
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with contextlib.suppress(UnknownError):  # another server does the same
+                self.remove(record.id)
+
+    def adopt(self, folder: Path) -> None:
+        """Bring in the files that earlier releases kept in a folder of the data folder, by their ids.
+
+        Raises:
+            StorageFullError: no space is left.
+            StoreUnavailableError: the object store does not answer.
+        """
+        if not folder.is_dir():
+            return
+        for path in sorted(folder.iterdir()):
+            record = self._documents.by_ids("file", [path.name]).get(path.name)
+            if record is not None and "digest" not in record.data:
+                self._adopt(path)
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another process does the same
+            folder.rmdir()
+
+    def _adopt(self, path: Path) -> None:
+        target = self._store.kept_files / path.name
+        self._sharing.claim()
+        with self._store.stage_file(path, _CONTENT) as staged:
+            self._store.upload(staged, target)
+            with self._store.placing(staged) as place:
+                place(target)
+                self._documents.update("file", path.name, digest=staged.digest)
 
 
 def _expired(data: dict[str, Any]) -> bool:

@@ -24,7 +24,7 @@ _MANIFEST = "manifest.json"
 #: What to install for the protocols that fsspec has no driver of its own for.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 #: Parts of a key, by the first one.
-_DEPTHS = {"artefacts": 3, "datasets": 2}
+_DEPTHS = {"artefacts": 3, "datasets": 2, "kept-files": 2}
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 #: Who waits for a store that does not answer wants to know soon; by itself the driver tries for half a minute.
 _PATIENCE = {

@@ -23,7 +23,7 @@ from graft_server.registry import adapters, audit, claims, datasets, documents, 
 from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.database import Database
-from graft_server.registry.documents import Documents
+from graft_server.registry.documents import Documents, files_in
 from graft_server.registry.errors import ConflictError, NotFetchedError, UnknownError, storage_errors
 from graft_server.registry.identity import server_id
 from graft_server.registry.jobs import EventKind
@@ -43,6 +43,9 @@ from graft_server.registry.records import (
 from graft_server.registry.routes import Routes, refuse_routed, route_record
 from graft_server.registry.sharing import Sharing
 from graft_server.registry.stores import open_store
+
+#: Where earlier releases kept callers' files in the data folder.
+_OLD_FILES = "files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +78,10 @@ class Registry:
         self._store = store
         #: What callers have the server keep.
         self.documents = Documents(database)
-        self.kept_files = KeptFiles(store.root / "files", self.documents)
+        self._sharing = Sharing(database, store)
+        self.kept_files = KeptFiles(database, store, self._sharing, self.documents)
         self.aliases = Aliases(database, store)
         self.routes = Routes(database, store)
-        self._sharing = Sharing(database, store)
 
     @classmethod
     def open(
@@ -92,8 +95,8 @@ class Registry:
         """Open the registry in ``data_dir``: create it, migrate it, and remove what a killed process left.
 
         ``url`` is the database's SQLAlchemy URL; without one it is an SQLite file in the folder. ``artefacts_url`` says
-        where artefacts and datasets lie; without one that is the folder too. ``cache_bytes`` of an object store's are
-        kept in the folder.
+        where artefacts, datasets and kept files lie; without one that is the folder too. ``cache_bytes`` of an object
+        store's are kept in the folder.
 
         Raises:
             InvalidDatabaseError, InvalidStoreError: a URL makes no sense.
@@ -120,6 +123,7 @@ class Registry:
                 database.migrate()
             registry._sharing.open()
             registry.collect_garbage()
+            registry.kept_files.adopt(root / _OLD_FILES)
             registry.kept_files.sweep()
         except BaseException:
             registry.close()
@@ -485,7 +489,11 @@ class Registry:
                 return None
         with self._database.write() as session:
             row = claims.take(
-                session, self.server, seconds=lease, readable=self._store.has_dataset, take_over=take_over
+                session,
+                self.server,
+                seconds=lease,
+                readable=lambda dataset: self._store.reads(self._store.datasets / dataset),
+                take_over=take_over,
             )
             return None if row is None else jobs.record(row, self._store)
 
@@ -733,6 +741,7 @@ class Registry:
                 orphans = self._store.orphans(
                     digests=set(session.scalars(select(Artefact.digest))),
                     datasets=set(session.scalars(select(Dataset.id))),
+                    files=files_in(session),
                     jobs=set(session.scalars(select(Job.id))),
                 )
             if not dry_run:

@@ -11,7 +11,8 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from graft_server.registry.artefacts import ArtefactStore
+from graft_server.registry import documents
+from graft_server.registry.artefacts import KEPT_FILES, ArtefactStore
 from graft_server.registry.database import Database
 from graft_server.registry.errors import ConflictError, StoreUnavailableError
 from graft_server.registry.models import Artefact, Dataset, Setting
@@ -46,7 +47,7 @@ class Sharing:
                 raise
             log.warning("%s; until it does, only what is in the cache can be served", error)
         if left:
-            log.info("moving %d folders of artefacts and datasets from %s", len(left), self._store.root)
+            log.info("moving %d folders of artefacts, datasets and files from %s", len(left), self._store.root)
         for folder, target in left.items():
             with self._store.stage(folder, allow_pickles=True) as staged:
                 self._store.upload(staged, target)
@@ -94,6 +95,7 @@ class Sharing:
         stored = self._store.abandoned()
         with self._database.read() as session:
             named = {*session.scalars(select(Artefact.digest)), *session.scalars(select(Dataset.id))}
+            named |= documents.files_in(session)
         orphans = [folder for folder in stored if folder.name not in named]
         return orphans if dry_run else [folder for folder in orphans if self._discard(folder)]
 
@@ -110,6 +112,7 @@ class Sharing:
         old = ArtefactStore(self._store.root)
         places = {folder: self._store.artefact_path(folder.name) for folder in old.artefacts.glob("*/*")}
         places |= {folder: self._store.datasets / folder.name for folder in old.datasets.glob("*")}
+        places |= {folder: self._store.kept_files / folder.name for folder in old.kept_files.glob("*")}
         with self._database.read() as session:
             return {folder: target for folder, target in places.items() if _is_named(session, target)}
 
@@ -125,5 +128,7 @@ class Sharing:
 
 
 def _is_named(session: Session, folder: Path) -> bool:
+    if folder.parent.name == KEPT_FILES:
+        return documents.is_file(session, folder.name)
     model = Dataset if folder.parent.name == "datasets" else Artefact
     return session.get(model, folder.name) is not None

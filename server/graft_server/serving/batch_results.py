@@ -56,8 +56,9 @@ class PartialResults:
         self.done.add(result["custom_id"])
         self.counts["completed" if _answered(result) else "failed"] += 1
         usage = (result["response"] or {}).get("body", {}).get("usage") or {}
-        self.counts["input_tokens"] += usage.get("prompt_tokens", 0)
-        self.counts["output_tokens"] += usage.get("completion_tokens", 0)
+        # Responses have names of their own for them.
+        self.counts["input_tokens"] += usage.get("prompt_tokens", usage.get("input_tokens", 0))
+        self.counts["output_tokens"] += usage.get("completion_tokens", usage.get("output_tokens", 0))
 
 
 def _answered(result: dict[str, Any]) -> bool:

@@ -11,8 +11,9 @@ import logging
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from graft_client.schemas.openai_files import BatchLine
 from graft_plugins.reader import DataError
@@ -20,7 +21,9 @@ from graft_server.access.keyring import Keyring
 from graft_server.problems import ProblemError, as_problem
 from graft_server.registry import Registry
 from graft_server.registry.documents import DocumentRecord, Documents
+from graft_server.registry.errors import ConflictError, StoreUnavailableError, UnknownError
 from graft_server.registry.outages import Outlasting
+from graft_server.registry.reading import hold
 from graft_server.serving.batch_results import PartialResults
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,10 @@ _BATCHES = 8
 #: Seconds between two notes of how far a batch is.
 _PACE = 1.0
 _MOST_FAULTS = 50
+#: Seconds until an artefact store that did not answer is asked again.
+_STORE_PAUSE = 5.0
+
+T = TypeVar("T")
 
 #: A request's path and body -> its status and document. Raises ``ProblemError`` for what may go better later.
 Call = Callable[[str, dict[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]
@@ -64,18 +71,27 @@ class BatchRunner:
         self._runs: dict[str, _Run] = {}
 
     async def start(self) -> None:
-        """Go on with every batch that is not finished; one whose input another server has is that one's."""
+        """Go on with every batch of this server that is not finished."""
         unfinished = await self._ask(
             self._registry.documents.list, "batch", oldest_first=True, keep=lambda data: data["status"] not in FINISHED
         )
         for record in unfinished:
-            if not await self._ask(self._elsewhere, record.data["input_file_id"]):
+            if await self._ask(self._is_own, record):
                 self.begin(record.id)
 
-    def _elsewhere(self, file_id: str) -> bool:
-        """Whether a file is there, but not here."""
-        files = self._registry.kept_files
-        return bool(self._registry.documents.by_ids("file", [file_id])) and not files.here(file_id)
+    def _is_own(self, record: DocumentRecord) -> bool:
+        """Whether this server is to work on a batch: the one that was asked for it does. Of batches that earlier
+        releases took in, the first that can read their files."""
+        if "server" not in record.data:
+            try:
+                self._registry.kept_files.stored(record.data["input_file_id"])
+            except ConflictError:
+                return False
+            except UnknownError:
+                pass  # whoever it is has to say so
+        own = self._registry.server
+        claimed = self._registry.documents.edit("batch", record.id, lambda data: {"server": data.get("server", own)})
+        return bool(claimed.data["server"] == own)
 
     async def stop(self) -> None:
         """Leave every batch where it stands."""
@@ -120,19 +136,27 @@ class BatchRunner:
 
     async def _work(self, record: DocumentRecord, run: _Run) -> None:
         """From wherever the batch stands to its end."""
+        settled: DocumentRecord | None = record
         if record.data["outcome"] is None:
-            path = self._registry.kept_files.path(record.data["input_file_id"])
-            total, faults = await asyncio.to_thread(self._check, path, record.data["endpoint"])
-            if faults:
-                await self._fail(record.id, faults)
-                return
-            await self._move(record.id, "in_progress", total=total)
-            if record.data["status"] == "cancelling":
-                run.ending.set()
-            with await asyncio.to_thread(PartialResults, self._folder / record.id) as results:
-                outcome = await self._answer(record, run, path, results)
-                record = await self._settle(record.id, outcome, results)
-        await self._publish(record)
+            file = await self._ask(self._registry.kept_files.stored, record.data["input_file_id"])
+            with await _once_stored(lambda: hold(self._registry, file)):
+                settled = await self._answer_file(record, run, file.content)
+        if settled is not None:
+            await self._publish(settled)
+
+    async def _answer_file(self, record: DocumentRecord, run: _Run, path: Path) -> DocumentRecord | None:
+        """The batch with its outcome; ``None`` if its file is refused."""
+        total, faults = await asyncio.to_thread(self._check, path, record.data["endpoint"])
+        if faults:
+            fields = {"status": "failed", "failed_at": int(time.time()), "faults": faults}
+            await self._ask(self._registry.documents.update, "batch", record.id, **fields)
+            return None
+        await self._move(record.id, "in_progress", total=total)
+        if record.data["status"] == "cancelling":
+            run.ending.set()
+        with await asyncio.to_thread(PartialResults, self._folder / record.id) as results:
+            outcome = await self._answer(record, run, path, results)
+            return await self._settle(record.id, outcome, results)
 
     def _check(self, path: Path, endpoint: str) -> tuple[int, list[dict[str, Any]]]:
         """How many requests there are, and what is wrong with them."""
@@ -208,13 +232,16 @@ class BatchRunner:
 
     # Where a batch stands
 
-    async def _settle(self, batch_id: str, outcome: str, results: PartialResults) -> DocumentRecord:
+    async def _settle(
+        self, batch_id: str, outcome: str, results: PartialResults, faults: list[dict[str, Any]] | None = None
+    ) -> DocumentRecord:
         """Write down how the batch ended and what its files will be called, so that they are stored only once."""
         names = {
             field: Documents.new_id("file") if path.stat().st_size else None
             for field, path in (("output_file_id", results.output), ("error_file_id", results.errors))
         }
-        return await self._move(batch_id, "finalizing", outcome=outcome, counts=dict(results.counts), **names)
+        counts = dict(results.counts)
+        return await self._move(batch_id, "finalizing", outcome=outcome, faults=faults, counts=counts, **names)
 
     async def _publish(self, record: DocumentRecord) -> None:
         """Store the results as files and end the batch."""
@@ -223,21 +250,24 @@ class BatchRunner:
             if data[field] is not None:
                 lifetime = data["output_lifetime"]
                 expires_at = None if lifetime is None else int(time.time()) + lifetime
-                await self._ask(self._store, folder / name, f"{record.id}_{name}", data[field], expires_at)
+                store = partial(self._ask, self._store, record, folder / name, data[field], expires_at)
+                await _once_stored(store)
         # The last word, whatever was asked meanwhile.
         at = {f"{data['outcome']}_at": int(time.time())}
         await self._ask(self._registry.documents.update, "batch", record.id, status=data["outcome"], **at)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    def _store(self, source: Path, name: str, identity: str, expires_at: int | None) -> None:
+    def _store(self, record: DocumentRecord, source: Path, identity: str, expires_at: int | None) -> None:
         if self._registry.documents.by_ids("file", [identity]):
             return  # by a server that was killed afterwards
-        # The results stay where they are until the batch has ended: a kill in the middle of this costs none.
-        copy = source.with_suffix(".copy")
-        copy.unlink(missing_ok=True)
-        copy.hardlink_to(source)
+        # Whose the batch is, also where their key has ended.
         self._registry.kept_files.add(
-            copy, filename=name, purpose="batch_output", identity=identity, expires_at=expires_at
+            source,
+            filename=f"{record.id}_{source.name}",
+            purpose="batch_output",
+            identity=identity,
+            expires_at=expires_at,
+            like=record,
         )
 
     async def _move(self, batch_id: str, status: str, **fields: Any) -> DocumentRecord:
@@ -252,9 +282,12 @@ class BatchRunner:
         return await self._ask(self._registry.documents.edit, "batch", batch_id, change)
 
     async def _fail(self, batch_id: str, faults: list[dict[str, Any]]) -> None:
-        fields = {"status": "failed", "failed_at": int(time.time()), "faults": faults}
-        await self._ask(self._registry.documents.update, "batch", batch_id, **fields)
-        await asyncio.to_thread(shutil.rmtree, self._folder / batch_id, ignore_errors=True)
+        """End a batch with what of it is answered."""
+        record = await self._ask(self._registry.documents.get, "batch", batch_id)
+        if record.data["outcome"] is None:
+            with await asyncio.to_thread(PartialResults, self._folder / batch_id) as results:
+                record = await self._settle(batch_id, "failed", results, faults)
+        await self._publish(record)
 
 
 class _Run:
@@ -265,6 +298,16 @@ class _Run:
         self.asking: asyncio.Future[None] | None = None
         #: Nothing more of it is to be asked.
         self.ending = asyncio.Event()
+
+
+async def _once_stored(call: Callable[[], Awaitable[T]]) -> T:
+    """What ``call`` gives, once the artefact store answers."""
+    while True:
+        try:
+            return await call()
+        except StoreUnavailableError as error:
+            log.warning("%s (next try in %g s)", error, _STORE_PAUSE)
+            await asyncio.sleep(_STORE_PAUSE)
 
 
 def _expire(results: PartialResults, lines: Iterator[BatchLine | DataError]) -> None:

@@ -50,6 +50,8 @@ class Plan:
     overrides: Mapping[str, Any] | None = None
     #: What the caller wants the answer to match.
     constraint: Constraint | None = None
+    #: The engine tells the prompt's own tokens with the answer.
+    echo: bool = False
     #: Where the request went when the route's version could not be loaded.
     rerouted: list[Route] = field(default_factory=list)
 
@@ -146,9 +148,11 @@ def plan_messages(
     return plan_typed(route, request, sampling=sampling, constraint=constraint)
 
 
-def plan_verbatim(route: Route, prompt: Prompt, *, sampling: Mapping[str, Any] | None = None) -> Plan:
+def plan_verbatim(
+    route: Route, prompt: Prompt, *, sampling: Mapping[str, Any] | None = None, echo: bool = False
+) -> Plan:
     """The plan for a prompt that is the caller's own, without template or task."""
-    return Plan(route, None, prompt, _override(Generate(), sampling), sampling)
+    return Plan(route, None, prompt, _override(Generate(), sampling), sampling, echo=echo)
 
 
 def texts_in(document: Any) -> str:

@@ -23,6 +23,7 @@ from graft_server.engine.base import (
     UP,
     AdapterSource,
     Delta,
+    EchoedPrompt,
     Engine,
     EngineUnavailableError,
     GenerateRequest,
@@ -80,6 +81,7 @@ class Piece:
 
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
+    prompt: EchoedPrompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class Answer:
     usage: Usage
     timings: Timings
     tokens: tuple[TokenLogprob, ...] = ()
+    prompt: EchoedPrompt | None = None
 
     def document(self) -> PredictResponse:
         return PredictResponse(
@@ -116,6 +119,7 @@ class _Progress:
     output: Output | None = None
     finish_reason: str = "stop"
     tokens: tuple[TokenLogprob, ...] = ()
+    prompt: EchoedPrompt | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     queued: float = 0.0
@@ -424,6 +428,7 @@ class Predictor:
                     adapter=source,
                     constraint=convert.constraint_spec(constraint),
                     tokens_per_delta=tokens_per_delta,
+                    echo=plan.echo,
                 )
                 texts: list[str] = []
                 tokens: list[TokenLogprob] = []
@@ -435,6 +440,7 @@ class Predictor:
                             progress.first_token = progress.last_token
                         texts.append(delta.text)
                         tokens.extend(delta.tokens)
+                        progress.prompt = delta.prompt or progress.prompt
                         progress.prompt_tokens = delta.prompt_tokens or progress.prompt_tokens
                         if delta.completion_tokens:
                             progress.completion_tokens = delta.completion_tokens
@@ -442,8 +448,8 @@ class Predictor:
                             # An engine that counts at the end only: it is one token at least.
                             progress.completion_tokens += 1
                         self.traffic.generated(progress.flight, progress.completion_tokens, now)
-                        if delta.text or delta.tokens:
-                            yield Piece(delta.text, delta.tokens)
+                        if delta.text or delta.tokens or delta.prompt is not None:
+                            yield Piece(delta.text, delta.tokens, delta.prompt)
                         if delta.finish_reason:
                             progress.finish_reason = delta.finish_reason
                             progress.queued += delta.queued_seconds
@@ -470,6 +476,7 @@ class Predictor:
             usage=Usage(prompt_tokens=progress.prompt_tokens, completion_tokens=progress.completion_tokens),
             timings=Timings(queued=progress.queued, first_token=progress.first_token, total=time.monotonic() - started),
             tokens=progress.tokens,
+            prompt=progress.prompt,
         )
 
     def _watch(self, route: Route, answer: Answer | None, seconds: float, now: float, code: str | None) -> None:

@@ -29,4 +29,5 @@ def keep_figures(registry: Registry, job: JobRecord) -> None:
             if event.data["phase"] == "training":
                 rows.writerow([event.data["step"], event.data["loss"], event.data["eval_loss"]])
     file = registry.kept_files.add(path, filename=path.name, purpose="fine-tune-results", like=request)
+    path.unlink()
     registry.documents.update("fine-tuning", request.id, result_files=[file.id])

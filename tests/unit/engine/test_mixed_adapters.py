@@ -120,6 +120,38 @@ def test_every_adapter_alone_and_all_together_equal_the_reference(rig: Rig) -> N
     assert engine.runner.pool.used == 0
 
 
+@pytest.mark.parametrize("blocks", [None, 9], ids=["room", "full"])
+def test_echoed_prompts_are_as_likely_as_for_the_plain_model(rig: Rig, blocks: int | None) -> None:
+    """Of each adapter, in pieces, beside answers without echo, and computed again after preemption."""
+    events = Recorder()
+    engine = rig.engine(events, max_batch_tokens=24)
+    if blocks is not None:
+        engine.scheduler.pool = engine.runner.pool = BlockPool(blocks, 16)
+    cases = [(a, p) for a in range(len(rig.adapters)) for p in (1, 5, 6)]
+    for a, p in cases:
+        params = SamplingParams(max_tokens=(a + p) % 3, ignore_eos=True, logprobs=3)
+        prompt = PromptInput(text=PROMPTS[p])
+        engine.submit(GenerateRequest(f"{a}-{p}", prompt, params, rig.adapters[a], echo=True))
+        engine.submit(request(rig, f"plain-{a}-{p}", a, p))
+    drain(engine)
+    assert not events.errors
+    assert (engine.scheduler.preemptions > 0) == (blocks is not None)
+    for a, p in cases:
+        deltas = events.deltas[f"{a}-{p}"]
+        told, tokens = deltas[0].prompt, rig.tokens(PROMPTS[p])
+        expected = rig.likelihoods(a, tokens)
+        own = [float(expected[i, token]) for i, token in enumerate(tokens[1:])]
+        assert told is not None
+        assert told.text == PROMPTS[p]
+        assert [token.logprob for token in told.others] == pytest.approx(own, abs=1e-4)
+        tops = [logprob for token in told.others for _, logprob in token.top]
+        assert tops == pytest.approx(expected.topk(3).values.flatten().tolist(), abs=1e-4)
+        assert len([token for delta in deltas for token in delta.tokens]) == (a + p) % 3
+        assert events.text(f"{a}-{p}") == (rig.answer(a, PROMPTS[p], (a + p) % 3) if (a + p) % 3 else "")
+        assert events.text(f"plain-{a}-{p}") == rig.expected(a, p)
+    engine.check_integrity()
+
+
 @dataclass(frozen=True)
 class Arrival:
     """A request: at which step it comes, whether it scores instead of generating, and after how many steps its caller

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from graft_server.registry import ConflictError, Registry, UnknownError
+from graft_server.registry import ConflictError, Registry, UnknownError, documents
 from graft_server.registry.artefacts import ArtefactStore
+from graft_server.registry.documents import DocumentKind
+from graft_server.registry.models import now
 from graft_server.registry.visibility import Visibility, visible
 
 
@@ -53,6 +56,26 @@ def test_a_document_is_changed_and_removed(registry):
         registry.documents.get("batch", kept.id)
 
 
+def test_the_oldest_go_and_a_look_is_bounded(registry, monkeypatch):
+    def made(days_ago: float, kind: DocumentKind) -> str:
+        moment = now() - timedelta(days=days_ago)
+        monkeypatch.setattr(documents, "now", lambda: moment)
+        identity = registry.documents.add(kind, {}).id
+        monkeypatch.setattr(documents, "now", now)
+        return str(identity)
+
+    with acting_for("acme"):
+        made(40, "response")
+    batch = made(40, "batch")
+    ids = [made(days, "response") for days in (35, 31, 29, 0)]
+    month = timedelta(days=30)
+    assert registry.documents.remove_old("response", month, limit=2) == 2
+    assert [record.id for record in registry.documents.list("response")] == [ids[3], ids[2], ids[1]]
+    assert [registry.documents.remove_old("response", month, limit=2) for _ in range(2)] == [1, 0]
+    assert [record.id for record in registry.documents.list("response")] == [ids[3], ids[2]]
+    assert [record.id for record in registry.documents.list("batch")] == [batch]
+
+
 def test_an_owner_sees_their_own_documents_alone(registry, tmp_path):
     with acting_for("acme"):
         file = upload(registry, tmp_path)
@@ -72,35 +95,65 @@ def test_an_owner_sees_their_own_documents_alone(registry, tmp_path):
     assert [record.owner for record in registry.documents.list("file")] == ["acme"]
 
 
+def content(registry: Registry, file: str) -> str:
+    stored = registry.kept_files.stored(file)
+    with registry.files(stored):
+        return stored.content.read_text()
+
+
 def test_a_file_is_kept_and_removed(registry, tmp_path):
     file = upload(registry, tmp_path, "äöü\n")
-    record = registry.documents.get("file", file)
-    assert record.data == {"filename": "rows.jsonl", "bytes": 7, "purpose": "batch", "expires_at": None}
-    assert registry.kept_files.path(file).read_text() == "äöü\n"
-    assert not (tmp_path / "staged.jsonl").exists()
+    data = dict(registry.documents.get("file", file).data)
+    assert len(data.pop("digest")) == 64
+    assert data == {"filename": "rows.jsonl", "bytes": 7, "purpose": "batch", "expires_at": None}
+    assert content(registry, file) == "äöü\n"
+    folder = registry.kept_files.stored(file).path
     registry.kept_files.remove(file)
-    assert not registry.kept_files.path(file).exists()
+    assert not folder.exists()
+    with pytest.raises(UnknownError, match="no file"):
+        registry.kept_files.stored(file)
 
 
-def test_contents_stay_with_the_server_that_took_them_in(registry, tmp_path, database_url):
+def test_without_a_shared_store_contents_stay_with_their_server(registry, tmp_path, database_url):
     file = upload(registry, tmp_path)
     other = Registry(registry._database, ArtefactStore(tmp_path / "another"), "another")
     assert other.kept_files.get(file).id == file
     with pytest.raises(ConflictError, match="lies with another server"):
-        other.kept_files.content(file)
-    assert registry.kept_files.content(file).read_text() == "{}\n"
+        other.kept_files.stored(file)
+    assert content(registry, file) == "{}\n"
 
 
 @pytest.mark.parametrize("database_url", [None], ids=["sqlite"])
-def test_what_a_kill_left_is_swept_and_nothing_else(registry, data_dir, tmp_path):
+def test_what_a_kill_left_goes_and_nothing_else(registry, data_dir, tmp_path):
     with acting_for("acme"):
         kept = upload(registry, tmp_path)
     # In its place, but its document was never written.
-    registry.kept_files.path("file-halfway").write_text("{}")
+    halfway = registry.kept_files.stored(kept).path.with_name("file-halfway")
+    halfway.mkdir()
+    (halfway / "content").write_text("{}")
     registry.close()
     again = Registry.open(data_dir)
-    assert again.kept_files.path(kept).exists()
-    assert not again.kept_files.path("file-halfway").exists()
+    assert content(again, kept) == "{}\n"
+    assert not halfway.exists()
+    again.close()
+
+
+@pytest.mark.parametrize("database_url", [None], ids=["sqlite"])
+def test_files_of_earlier_releases_are_brought_in(registry, data_dir, tmp_path):
+    old = data_dir / "files"
+    old.mkdir()
+    data = {"filename": "a.jsonl", "bytes": 4, "purpose": "batch", "expires_at": None}
+    with acting_for("acme"):
+        file = registry.documents.add("file", data).id
+    (old / file).write_text("old\n")
+    (old / "file-gone").write_text("{}")
+    registry.close()
+    # With a store that was set meanwhile: it comes there at once.
+    again = Registry.open(data_dir, None, (tmp_path / "shared").as_uri())
+    assert content(again, file) == "old\n"
+    assert again.kept_files.stored(file).path.is_relative_to(tmp_path / "shared")
+    assert again.documents.get("file", file).owner == "acme"
+    assert not old.exists()
     again.close()
 
 

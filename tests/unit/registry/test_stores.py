@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from graft_server.registry import ConflictError, CorruptArtefactError, Registry
+from graft_server.registry import ConflictError, CorruptArtefactError, Registry, UnknownError
 from graft_server.registry.visibility import Visibility, visible
 
 Open = Callable[..., Registry]
@@ -68,6 +68,41 @@ def test_what_was_published_is_read(open_registry, make_folder, lineage):
     registry.verify(published)
 
 
+def keep(registry: Registry, source: Path, content: str) -> str:
+    source.write_text(content)
+    return registry.kept_files.add(source, filename="rows.jsonl", purpose="batch").id
+
+
+def content(registry: Registry, file: str) -> str:
+    stored = registry.kept_files.stored(file)
+    with registry.files(stored):
+        return stored.content.read_text()
+
+
+def test_a_callers_file_is_read_by_every_server_until_it_is_removed(open_registry, tmp_path, store_url):
+    first = open_registry("a")
+    file, other = (keep(first, tmp_path / "rows", text) for text in ("one", "two"))
+    assert content(first, file) == "one"
+    first.collect_garbage()
+    first.collect_objects()
+    if store_url is None:
+        first.kept_files.remove(file)
+        assert not (first._store.kept_files / file).exists()
+        return
+    second = open_registry("b")
+    second.collect_garbage()
+    assert [content(second, each) for each in (file, other)] == ["one", "two"]
+    first.kept_files.remove(file)
+    with pytest.raises(UnknownError):
+        content(second, file)
+    third = open_registry("c")
+    assert content(third, other) == "two"
+    # As one reads it whose database is older than the store.
+    third.documents.add("file", third.documents.get("file", other).data, identity=file)
+    with pytest.raises((CorruptArtefactError, FileNotFoundError)):
+        content(third, file)
+
+
 def test_the_same_files_are_stored_once_and_go_with_the_last_version(open_registry, make_folder, lineage):
     registry = open_registry()
     first, second = (registry.publish(name, make_folder(), lineage) for name in ("x", "y"))
@@ -97,18 +132,23 @@ def test_what_was_deleted_is_no_longer_there_for_another_server(open_registry, m
         (folder / "adapter_model.safetensors").read_text()
 
 
-def test_files_of_the_data_folder_move_into_the_store_that_is_set_later(open_registry, make_folder, lineage, store_url):
+def test_files_of_the_data_folder_move_into_the_store_that_is_set_later(
+    open_registry, tmp_path, make_folder, lineage, store_url
+):
     before = open_registry("a", None)
     version = before.publish("x", make_folder(), lineage)
     rows = before.add_dataset(task="translation", format="jsonl", rows=1, bad_rows=0, folder=make_folder("rows"))
+    file = keep(before, tmp_path / "rows", "one")
     before.close()
     after = open_registry("a")
     assert read(after, "x") == "weights"
+    assert content(after, file) == "one"
     with after.files(after.dataset(rows.id)) as folder:
         assert (folder / "adapter_model.safetensors").read_text() == "rows"
     if store_url is not None:
         assert not version.path.exists()
-        assert read(open_registry("b"), "x") == "weights"
+        another = open_registry("b")
+        assert (read(another, "x"), content(another, file)) == ("weights", "one")
 
 
 def test_the_store_of_another_registry_is_refused(open_registry, tmp_path, make_folder, lineage, store_url):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from openai.types import Batch
 from graft_client.schemas.limits import Limits
 from graft_server.app import batch_runner
 from graft_server.engine.base import GenerateRequest
+from graft_server.registry.errors import StoreUnavailableError
 from graft_server.services import Services
+from graft_server.serving import batches
+from graft_server.serving.batch_results import PartialResults
 from graft_server.serving.batches import BatchRunner
 from support.openai_sdk import Sdk, openai_sdk
 from support.scripted_engine import ScriptedEngine
@@ -140,6 +144,35 @@ async def test_completions_and_embeddings(sdk: Sdk) -> None:
         assert taken(line["response"]["body"]) == {"/v1/completions": "base: Once", "/v1/embeddings": 2}[endpoint]
 
 
+async def test_responses_are_kept_as_they_are_elsewhere(sdk: Sdk, services: Services) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "kept": {"input": "hello you", "instructions": "Be brief.", "metadata": {"run": "1"}},
+        "left": {"input": [{"role": "user", "content": "other"}], "store": False},
+        "wrong": {"input": "hello", "previous_response_id": "resp_none"},
+        "odd": {"input": "hello", "foo": 1},
+    }
+    requests = [
+        {"custom_id": name, "method": "POST", "url": "/v1/responses", "body": {"model": "base", **body}}
+        for name, body in bodies.items()
+    ]
+    done = await ended(sdk, (await submit(sdk, requests, endpoint="/v1/responses")).id)
+    answers = {name: line["response"]["body"] for name, line in (await rows(sdk, done.output_file_id)).items()}
+    texts_ = {name: body["output"][0]["content"][0]["text"] for name, body in answers.items()}
+    assert texts_ == {"kept": "base: hello you", "left": "base: other"}
+    errors = await rows(sdk, done.error_file_id)
+    codes = {name: line["response"]["body"]["error"]["code"] for name, line in errors.items()}
+    assert codes == {"wrong": "previous_response_not_found", "odd": "unknown_parameter"}
+    assert done.usage is not None
+    assert done.usage.input_tokens == sum(body["usage"]["input_tokens"] for body in answers.values()) > 0
+    assert done.usage.output_tokens == sum(body["usage"]["output_tokens"] for body in answers.values()) > 0
+    kept = await sdk.asynchronous.responses.retrieve(answers["kept"]["id"])
+    assert (kept.output_text, kept.metadata) == ("base: hello you", {"run": "1"})
+    after = await sdk.asynchronous.responses.create(model="base", input="and?", previous_response_id=kept.id)
+    assert after.previous_response_id == kept.id
+    with pytest.raises(openai.NotFoundError, match="no response"):
+        await sdk.asynchronous.responses.retrieve(answers["left"]["id"])
+
+
 async def test_batches_are_paged_by_the_sdk(sdk: Sdk) -> None:
     ids = [(await submit(sdk, many(1))).id for _ in range(3)]
     assert [batch.id async for batch in sdk.asynchronous.batches.list(limit=2)] == ids[::-1]
@@ -197,31 +230,105 @@ async def test_a_server_that_was_killed_goes_on_where_it_was(services: Services)
         assert not folder.exists()
 
 
-async def test_a_batch_whose_input_another_server_has_is_left_to_it(services: Services) -> None:
-    async with openai_sdk(services) as sdk:
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Services, Services]]:
+    """Two servers of one registry with a store that both read. SQLite will do: they are in one process."""
+    servers = [
+        make_services(
+            tmp_path / name,
+            database_url=f"sqlite:///{tmp_path / 'registry.db'}",
+            artefacts_url=(tmp_path / "shared").as_uri(),
+        )
+        for name in ("a", "b")
+    ]
+    yield servers[0], servers[1]
+    for server in servers:
+        server.registry.close()
+
+
+async def test_servers_with_a_shared_store_take_each_others_files(pair: tuple[Services, Services]) -> None:
+    first, second = pair
+    async with openai_sdk(first) as one, openai_sdk(second) as other, at_work(first), at_work(second):
+        lines = "".join(json.dumps(request) + "\n" for request in many(3)).encode()
+        file = await one.asynchronous.files.create(file=("requests.jsonl", lines), purpose="batch")
+        assert (await other.asynchronous.files.content(file.id)).content == lines
+        batch = await other.asynchronous.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        done = await ended(one, batch.id)
+        assert texts(await rows(one, done.output_file_id)) == {f"r{n}": f"base: text {n}" for n in range(3)}
+        assert (len(engine_of(first).requests), len(engine_of(second).requests)) == (0, 3)
+        await other.asynchronous.files.delete(done.output_file_id or "")
+        with pytest.raises(openai.NotFoundError, match="no file"):
+            await one.asynchronous.files.content(done.output_file_id or "")
+
+
+async def test_a_batch_is_worked_on_by_one_server(pair: tuple[Services, Services]) -> None:
+    first, second = pair
+    async with openai_sdk(first) as one, openai_sdk(second) as other:
+        # Neither was at work when it came, and one of them came from a release that did not say whose it is.
+        mine, theirs, nobodys = [await submit(sdk, many(2)) for sdk in (one, other, other)]
+        registry = first.registry
+        data = registry.documents.get("batch", nobodys.id).data
+        registry.documents.remove("batch", nobodys.id)
+        unclaimed = {name: value for name, value in data.items() if name != "server"}
+        registry.documents.add("batch", unclaimed, identity=nobodys.id)
+        async with at_work(first), at_work(second):
+            for batch in (mine, theirs, nobodys):
+                assert (await ended(one, batch.id)).status == "completed"
+    assert (len(engine_of(first).requests), len(engine_of(second).requests)) == (4, 2)
+
+
+async def test_a_batch_that_another_server_is_told_to_end_ends(services: Services) -> None:
+    engine_of(services).answer = lambda request: time.sleep(0.02) or "slow"
+    async with openai_sdk(services) as sdk, at_work(services) as runner:
+        busy = await submit(sdk, many(400))
+        await until(sdk, busy.id, lambda b: b.status == "in_progress")
+        services.batches = None
+        await sdk.asynchronous.batches.cancel(busy.id)
+        assert (await ended(sdk, busy.id)).status == "cancelled"
+        services.batches = runner
+
+
+async def test_without_a_shared_store_files_stay_with_their_server(services: Services, tmp_path: Path) -> None:
+    database = f"sqlite:///{services.settings.data_dir / 'registry.db'}"
+    another = make_services(tmp_path / "another", database_url=database)
+    async with openai_sdk(services) as sdk, openai_sdk(another) as elsewhere, at_work(another):
         batch = await submit(sdk, many(2))
-        content = services.registry.kept_files.path(batch.input_file_id)
-        away = content.rename(content.with_name("elsewhere"))
-        async with at_work(services):
+        for ask_there in (
+            elsewhere.asynchronous.files.content(batch.input_file_id),
+            elsewhere.asynchronous.batches.create(
+                input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h"
+            ),
+        ):
             with pytest.raises(openai.BadRequestError, match="lies with another server"):
-                await sdk.asynchronous.files.content(batch.input_file_id)
-            assert (await sdk.asynchronous.batches.retrieve(batch.id)).status == "validating"
-            # As the other one's requests are: the runner that has it sees what was asked elsewhere.
-        away.rename(content)
-        engine_of(services).answer = lambda request: time.sleep(0.02) or "slow"
-        async with at_work(services) as runner:
-            busy = await submit(sdk, many(400))
-            await until(sdk, busy.id, lambda b: b.status == "in_progress")
-            services.batches = None
-            await sdk.asynchronous.batches.cancel(busy.id)
-            assert (await ended(sdk, busy.id)).status == "cancelled"
-            services.batches = runner
+                await ask_there
+        assert (await elsewhere.asynchronous.batches.retrieve(batch.id)).status == "validating"
+        async with at_work(services):
+            assert (await ended(elsewhere, batch.id)).status == "completed"
+    another.registry.close()
+
+
+async def test_a_batch_waits_for_a_store_that_is_away(
+    sdk: Sdk, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_STORE_PAUSE", 0.05)
+    add, tries = services.registry.kept_files.add, []
+
+    def away(*args: Any, **kwargs: Any) -> Any:
+        tries.append(kwargs["filename"])
+        if kwargs["purpose"] == "batch_output" and len(tries) < 4:
+            raise StoreUnavailableError("s3://bucket", "it does not answer")
+        return add(*args, **kwargs)
+
+    monkeypatch.setattr(services.registry.kept_files, "add", away)
+    done = await ended(sdk, (await submit(sdk, many(2))).id)
+    assert (done.status, len(tries)) == ("completed", 4)
+    assert len(await rows(sdk, done.output_file_id)) == 2
 
 
 async def test_a_batch_whose_end_was_cut_off_ends_with_the_same_files(services: Services) -> None:
     async with openai_sdk(services) as sdk, at_work(services):
         done = await ended(sdk, (await submit(sdk, many(3))).id)
-    content = services.registry.kept_files.path(done.output_file_id or "").read_bytes()
+    content = services.registry.kept_files.stored(done.output_file_id or "").content.read_bytes()
     # Once before the file was stored, and once after.
     for stored in (False, True):
         folder = services.settings.data_dir / "batches" / done.id
@@ -280,6 +387,42 @@ async def test_a_batch_expires_and_says_so_of_each_request_that_is_left(sdk: Sdk
     errors = await rows(sdk, done.error_file_id)
     assert {line["error"]["code"] for line in errors.values()} == {"batch_expired"}
     assert sorted(errors) == ["r0", "r1", "r2"]
+
+
+async def test_what_was_answered_before_a_batch_expired_is_kept(sdk: Sdk, services: Services) -> None:
+    engine = engine_of(services)
+    engine.answer = lambda request: (engine.hold(), "ok")[1] if len(engine.requests) == 5 else "ok"
+    done = await ended(sdk, (await submit(sdk, many(200), window="2s")).id)
+    answers, errors = await rows(sdk, done.output_file_id), await rows(sdk, done.error_file_id)
+    assert (done.status, done.expired_at is not None) == ("expired", True)
+    assert (len(answers) > 0, len(errors) > 0) == (True, True)
+    assert sorted([*answers, *errors]) == sorted(f"r{n}" for n in range(200))
+    assert done.request_counts is not None
+    assert done.request_counts.to_dict() == {"total": 200, "completed": len(answers), "failed": len(errors)}
+
+
+async def test_a_batch_that_fails_keeps_what_was_answered(
+    sdk: Sdk, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = PartialResults.add
+
+    def until_full(results: PartialResults, result: dict[str, Any]) -> None:
+        if len(results.done) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(results, result)
+
+    monkeypatch.setattr(PartialResults, "add", until_full)
+    failed = await ended(sdk, (await submit(sdk, [ask("nobody", model="none"), *many(30)])).id)
+    assert failed.errors is not None
+    assert failed.errors.data is not None
+    assert (failed.status, failed.failed_at is not None) == ("failed", True)
+    assert [fault.code for fault in failed.errors.data] == ["storage_full"]
+    answers, errors = await rows(sdk, failed.output_file_id), await rows(sdk, failed.error_file_id)
+    assert failed.request_counts is not None
+    assert failed.request_counts.to_dict() == {"total": 31, "completed": len(answers), "failed": len(errors)}
+    assert len(answers) + len(errors) == 4
+    assert "nobody" in errors
+    assert not (services.settings.data_dir / "batches" / failed.id).exists()
 
 
 async def test_a_full_queue_and_an_engine_that_is_away_only_take_longer(tmp_path: Path) -> None:
@@ -358,14 +501,25 @@ async def test_a_batch_sees_what_its_key_sees_and_ends_with_it(services: Service
                 await touch(batch.id)
         with pytest.raises(openai.NotFoundError, match="no file"):
             await stranger.asynchronous.files.content(done.output_file_id or "")
-        engine_of(services).hold()
-        running = await submit(sdk, many(3))
-        await until(sdk, running.id, lambda b: b.status == "in_progress")
+        engine = engine_of(services)
+        engine.answer = lambda request: (engine.hold(), "ok")[1] if len(engine.requests) == 5 else "ok"
+        engine.requests.clear()
+        running = await submit(sdk, many(200))
+        await holds(lambda: len(engine.requests) >= 5)
         services.registry.revoke_key(record.id)
         await holds(lambda: services.registry.documents.get("batch", running.id).data["status"] == "failed")
-        faults = services.registry.documents.get("batch", running.id).data["faults"]
-        assert faults[0]["code"] == "unauthorized"
-        assert "revoked" in faults[0]["message"]
+        _, later = services.registry.create_key("c", ["query"], tenant="acme")
+        services.keyring.changed()
+        # What was answered is the tenant's, who may have another key.
+        async with openai_sdk(services, api_key=later) as again:
+            failed = await again.asynchronous.batches.retrieve(running.id)
+            assert failed.errors is not None
+            assert failed.errors.data is not None
+            assert failed.errors.data[0].code == "unauthorized"
+            assert "revoked" in (failed.errors.data[0].message or "")
+            assert 0 < len(await rows(again, failed.output_file_id)) < 200
+        with pytest.raises(openai.NotFoundError, match="no file"):
+            await stranger.asynchronous.files.content(failed.output_file_id or "")
 
 
 async def test_a_batch_goes_on_at_the_pace_of_its_keys_limit(services: Services) -> None:

@@ -73,8 +73,10 @@ async def test_a_file_expires(sdk: Sdk, services: Services, monkeypatch: pytest.
     with pytest.raises(openai.NotFoundError):
         await files.retrieve(file.id)
     assert (await files.list()).data == []
+    stored = services.registry.kept_files.stored(file.id)
+    assert stored.content.exists()
     services.registry.kept_files.sweep()
-    assert not services.registry.kept_files.path(file.id).exists()
+    assert not stored.path.exists()
 
 
 @pytest.mark.parametrize(

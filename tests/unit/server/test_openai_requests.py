@@ -13,7 +13,8 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 
-from graft_server.engine.base import ConstraintSpec, GenerateRequest
+from graft_server.api.openai.shapes import completion_logprobs
+from graft_server.engine.base import ConstraintSpec, EchoedPrompt, GenerateRequest, TokenLogprob
 from graft_server.services import Services
 from support.openai_sdk import Sdk, openai_sdk
 from support.serving import engine_of, in_memory, publish
@@ -155,13 +156,61 @@ async def test_prompts_that_are_echoed(sdk: Sdk) -> None:
     assert streamed == expected
 
 
+@pytest.mark.parametrize("max_tokens", [0, 1])
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [("one two  three", ["one", " two", "  three"]), ([[5, 6, 7]], ["5", " 6", " 7"])],
+)
+async def test_the_likelihood_of_a_prompt(sdk: Sdk, prompt: Any, words: list[str], max_tokens: int) -> None:
+    ask: dict[str, Any] = {"model": "base", "prompt": prompt, "echo": True, "logprobs": 2, "max_tokens": max_tokens}
+    answer = await sdk.asynchronous.completions.create(**ask)
+    (choice,) = answer.choices
+    assert answer.usage is not None
+    assert choice.logprobs is not None
+    generated = ["base:"][:max_tokens]
+    assert choice.text == "".join([*words, *generated])
+    assert (choice.finish_reason, answer.usage.completion_tokens) == ("length", max_tokens)
+    assert choice.logprobs.tokens == [*words, *generated]
+    assert choice.logprobs.token_logprobs == [None, -1.0, -2.0, *[-0.5][:max_tokens]]
+    assert choice.logprobs.top_logprobs is not None
+    assert choice.logprobs.text_offset is not None
+    assert choice.logprobs.top_logprobs[:2] == [None, {f"{words[1]}0": -1.0, f"{words[1]}1": -2.0}]
+    pieces = zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True)
+    assert all(choice.text[at:].startswith(token) for token, at in pieces)
+
+    text, told = "", []
+    async for chunk in await sdk.asynchronous.completions.create(**ask, stream=True):
+        text += chunk.choices[0].text
+        if chunk.choices[0].logprobs is not None:
+            told.append(chunk.choices[0].logprobs)
+    assert text == choice.text
+    assert [token for each in told for token in each.tokens or ()] == choice.logprobs.tokens
+    assert [offset for each in told for offset in each.text_offset or ()] == choice.logprobs.text_offset
+
+
+async def test_tokens_are_echoed_as_their_text(sdk: Sdk) -> None:
+    ask: dict[str, Any] = {"model": "base", "prompt": [[5, 6], [7]], "echo": True}
+    answer = await sdk.asynchronous.completions.create(**ask)
+    assert [(choice.text, choice.logprobs) for choice in answer.choices] == [("5 6base: 5 6", None), ("7base: 7", None)]
+    streamed = ["", ""]
+    async for chunk in await sdk.asynchronous.completions.create(**ask, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    assert streamed == [choice.text for choice in answer.choices]
+
+
+def test_offsets_of_parts_of_characters_and_of_marks() -> None:
+    told = [TokenLogprob(piece, -1.0) for piece in ("a", "\ufffd", "\ufffd", "b")]
+    logprobs = completion_logprobs(told[:1], prompt=EchoedPrompt("<s>aéb", "<s>", tuple(told)), echoed="aéb")
+    assert logprobs["text_offset"] == [0, 0, 1, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("wrong", "param", "message"),
     [
         ({"suffix": "end"}, "suffix", "not supported with this model"),
         ({"best_of": 2}, "best_of", "not supported with this model"),
-        ({"echo": True, "logprobs": 1}, "logprobs", "no log-probabilities of the prompt"),
-        ({"echo": True, "prompt": [5]}, "echo", "texts"),
+        ({"echo": True, "max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
         ({"prompt": []}, "prompt", "no text"),
         ({"prompt": [[]]}, "prompt", "no text"),
     ],

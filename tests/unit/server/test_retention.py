@@ -7,12 +7,16 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import openai
 import pytest
 
-from graft_server.registry import Registry
+from graft_server.registry import Registry, documents
+from graft_server.registry.models import now
 from graft_server.services import Services
+from graft_server.serving import retention as retention_module
 from graft_server.serving.presence import Presence
-from graft_server.serving.retention import Retention
+from graft_server.serving.retention import ResponseRetention, Retention
+from support.openai_sdk import openai_sdk
 from support.serving import engine_of, in_memory, publish
 
 
@@ -53,6 +57,40 @@ async def test_young_versions_stay(services: Services, tmp_path: Path) -> None:
     await asyncio.sleep(0.5)
     assert versions(services.registry, "de") == [1, 2, 3, 4]
     tidying.cancel()
+
+
+async def test_kept_responses_go_when_they_are_old(
+    services: Services, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(retention_module, "_RESPONSES", 2)
+    async with openai_sdk(services) as sdk:
+        create, retrieve = sdk.asynchronous.responses.create, sdk.asynchronous.responses.retrieve
+        monkeypatch.setattr(documents, "now", lambda: now() - timedelta(days=31))
+        old = [(await create(model="base", input=f"old {n}")).id for n in range(5)]
+        monkeypatch.setattr(documents, "now", now)
+        young = (await create(model="base", input="young", previous_response_id=old[0])).id
+        tidy = ResponseRetention(services.registry, age=timedelta(days=30), interval=timedelta(seconds=0.2))
+        tidying = asyncio.create_task(tidy.run())
+        await until(lambda: "retention: deleted 5 kept responses" in caplog.text)
+        for identity in old:
+            with pytest.raises(openai.NotFoundError, match="no response"):
+                await retrieve(identity)
+        # It goes on with what was said in one that is gone.
+        assert (await retrieve(young)).output_text == "base: young"
+        after = await create(model="base", input="and?", previous_response_id=young)
+        request = engine_of(services).requests[-1]
+        assert [message.content for message in request.prompt.messages] == [
+            *("old 0", "base: old 0", "young", "base: young", "and?")
+        ]
+        # And again, when there is more.
+        monkeypatch.setattr(documents, "now", lambda: now() + timedelta(days=31))
+        await until(lambda: "retention: deleted 2 kept responses" in caplog.text)
+        monkeypatch.setattr(documents, "now", now)
+        for identity in (young, after.id):
+            with pytest.raises(openai.NotFoundError, match="no response"):
+                await retrieve(identity)
+        tidying.cancel()
 
 
 async def test_what_another_server_answers_with_stays_until_it_has_answered(services: Services, tmp_path: Path) -> None:

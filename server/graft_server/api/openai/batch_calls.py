@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from graft_client.schemas.openai import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+from graft_client.schemas.openai_responses import ResponseRequest
 from graft_server.api.openai.complete import Asked, complete
 from graft_server.api.problems import any_problem, openai_document, openai_status, validation_problem
 from graft_server.services import Services
@@ -27,6 +28,7 @@ _BODIES: Mapping[str, type[Asked]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingRequest,
+    "/v1/responses": ResponseRequest,
 }
 
 

@@ -101,7 +101,7 @@ def _create(services: Services, body: BatchCreate) -> DocumentRecord:
     if file.data["purpose"] != "batch":
         detail = f"`input_file_id`: {file.id!r} was uploaded for {file.data['purpose']!r}; upload it for 'batch'"
         raise ProblemError("invalid-request", detail, param="input_file_id")
-    services.registry.kept_files.content(file.id)
+    services.registry.kept_files.stored(file.id)
     seconds = int(body.completion_window[:-1]) * _SECONDS[body.completion_window[-1]]
     lifetime = body.output_expires_after
     data: dict[str, Any] = {
@@ -111,6 +111,7 @@ def _create(services: Services, body: BatchCreate) -> DocumentRecord:
         "metadata": body.metadata,
         "output_lifetime": lifetime.seconds if lifetime is not None else None,
         "key": current_key.get(),
+        "server": services.registry.server,
         "status": "validating",
         "outcome": None,
         "faults": None,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from graft_client.schemas.openai import CompletionRequest
 from graft_client.schemas.openai_answers import Completion, CompletionChoice
+from graft_plugins.task import Prompt
 from graft_server.api.openai.shapes import completion_logprobs, prompts_of, sampling_of, usage_of
-from graft_server.problems import ProblemError
+from graft_server.engine.base import EchoedPrompt, TokenLogprob
 from graft_server.registry.reading import with_files
 from graft_server.services import Services
 from graft_server.serving.choices import answer_all, choices
@@ -33,9 +36,19 @@ class CompletionPlan:
         """Choices for each prompt."""
         return self.body.n or 1
 
-    def echoed(self, index: int) -> str:
-        """What stands before the text of a choice."""
-        return self.plans[index].prompt.text or "" if self.body.echo else ""
+    def echoed(self, index: int, prompt: EchoedPrompt | None = None) -> str:
+        """What stands before the text of a choice; where its prompt are tokens, the engine knows."""
+        given = self.plans[index].prompt.text
+        return "" if not self.body.echo else given if given is not None else prompt.text if prompt is not None else ""
+
+    def logprobs(
+        self, index: int, tokens: Sequence[TokenLogprob], prompt: EchoedPrompt | None, offset: int = 0
+    ) -> dict[str, Any] | None:
+        """A choice's ``logprobs``, or those of a piece of it that begins at ``offset``, with the ``prompt`` in front of
+        it where that is told; ``None`` unless they are asked for."""
+        if self.body.logprobs is None:
+            return None
+        return completion_logprobs(tokens, offset, prompt=prompt, echoed=self.echoed(index, prompt))
 
     async def answer(self, services: Services, terms: Terms) -> Completion:
         """All choices whole; the first failure ends the others.
@@ -51,8 +64,8 @@ class CompletionPlan:
             choices=[
                 CompletionChoice(
                     index=index,
-                    text=self.echoed(index) + answer.parsed.text,
-                    logprobs=completion_logprobs(answer.tokens) if self.body.logprobs is not None else None,
+                    text=self.echoed(index, answer.prompt) + answer.parsed.text,
+                    logprobs=self.logprobs(index, answer.tokens, answer.prompt),
                     finish_reason=answer.finish_reason,
                 )
                 for index, answer in enumerate(answers)
@@ -71,15 +84,15 @@ async def plan_completion(services: Services, body: CompletionRequest) -> Comple
     """
     sampling = {"max_tokens": _DEFAULT_MAX_TOKENS, **sampling_of(body)}
     prompts = prompts_of(body)
-    if body.echo and body.logprobs is not None:
-        detail = "`echo` gives no log-probabilities of the prompt; leave `logprobs` or `echo` out"
-        raise ProblemError("unsupported-parameter", detail, param="logprobs")
-    if body.echo and any(prompt.tokens for prompt in prompts):
-        raise ProblemError("unsupported-parameter", "`echo` needs prompts that are texts", param="echo")
 
     def plan() -> list[Plan]:
         route = services.resolver.resolve(body.model, None, prompts[0].text or "", key=body.user)
-        return [plan_verbatim(route, prompt, sampling=sampling) for prompt in prompts]
+        return [plan_verbatim(route, each, sampling=sampling, echo=_echoes(body, each)) for each in prompts]
 
     planned = await with_files(services.registry, plan)
     return CompletionPlan(body, [each for plan in planned for each in choices(plan, body.n or 1)])
+
+
+def _echoes(body: CompletionRequest, prompt: Prompt) -> bool:
+    """Whether the engine must tell the prompt: its text is known here, unless the caller gave tokens."""
+    return bool(body.echo) and (body.logprobs is not None or prompt.text is None)

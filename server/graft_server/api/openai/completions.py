@@ -14,7 +14,7 @@ from graft_client.schemas.openai import CompletionRequest
 from graft_client.schemas.openai_answers import Completion
 from graft_server.api.deps import ServicesDep, TermsDep
 from graft_server.api.openai.completion_plan import CompletionPlan, plan_completion
-from graft_server.api.openai.shapes import completion_logprobs, usage_of, wants_usage
+from graft_server.api.openai.shapes import usage_of, wants_usage
 from graft_server.api.openai.stream import DONE, chunk, error_chunk
 from graft_server.api.predict import route_headers
 from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
@@ -60,15 +60,16 @@ async def _chunks(
     async with aclosing(items):
         try:
             for index in range(len(planned.plans)):
-                if echoed := planned.echoed(index):
+                # The engine tells the others, with the first piece of their answers.
+                if not planned.plans[index].echo and (echoed := planned.echoed(index)):
                     yield chunk({**base, "choices": [{**_EMPTY, "index": index, "text": echoed}]})
             async for index, item in items:
                 choice: dict[str, Any] = {**_EMPTY, "index": index}
                 if isinstance(item, Piece):
-                    choice["text"] = item.text
-                    if planned.body.logprobs is not None:
-                        choice["logprobs"] = completion_logprobs(item.tokens, offsets[index])
-                    offsets[index] += len(item.text)
+                    told = planned.plans[index].echo and item.prompt is not None
+                    choice["text"] = (planned.echoed(index, item.prompt) if told else "") + item.text
+                    choice["logprobs"] = planned.logprobs(index, item.tokens, item.prompt, offsets[index])
+                    offsets[index] += len(choice["text"])
                 else:
                     choice["finish_reason"] = item.finish_reason
                     usages[index] = item.usage

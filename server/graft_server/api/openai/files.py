@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Literal
+from contextlib import ExitStack
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
+from starlette.types import Receive, Scope, Send
 
 from graft_client.schemas.openai_files import FileDeleted, FileObject, ListPage, UploadPurpose
 from graft_server.api.deps import ServicesDep
@@ -16,6 +18,7 @@ from graft_server.api.openai.pages import After, Order, page_of, unix_seconds
 from graft_server.api.uploads import staged
 from graft_server.registry.documents import DocumentRecord
 from graft_server.registry.errors import ConflictError
+from graft_server.registry.reading import hold
 from graft_server.services import Services
 from graft_server.serving.batches import FINISHED
 
@@ -71,8 +74,9 @@ async def show_file(file_id: str, services: ServicesDep) -> FileObject:
 async def file_content(file_id: str, services: ServicesDep) -> FileResponse:
     """A file as it was uploaded, or as a batch wrote it."""
     record = await asyncio.to_thread(services.registry.kept_files.get, file_id)
-    path = await asyncio.to_thread(services.registry.kept_files.content, record.id)
-    return FileResponse(path, media_type="application/octet-stream", filename=record.data["filename"])
+    stored = await asyncio.to_thread(services.registry.kept_files.stored, record.id)
+    held = await hold(services.registry, stored)
+    return _Held(held, stored.content, media_type="application/octet-stream", filename=record.data["filename"])
 
 
 @router.delete("/{file_id}")
@@ -80,6 +84,18 @@ async def delete_file(file_id: str, services: ServicesDep) -> FileDeleted:
     """Delete a file. What jobs learned from it, and the datasets they made of it, stay."""
     await asyncio.to_thread(_delete, services, file_id)
     return FileDeleted(id=file_id)
+
+
+class _Held(FileResponse):
+    """A stored file, which stays where it is until it is sent or the caller has hung up."""
+
+    def __init__(self, held: ExitStack, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
 
 
 def file_object(record: DocumentRecord) -> FileObject:

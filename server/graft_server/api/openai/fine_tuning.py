@@ -28,6 +28,7 @@ from graft_server.api.openai.tuning_views import checkpoints_in, event_number, t
 from graft_server.api.streaming import EVENTS, StreamResponse, event
 from graft_server.problems import ProblemError
 from graft_server.registry.documents import job_document
+from graft_server.registry.reading import with_files
 from graft_server.registry.records import JobRecord
 from graft_server.services import Services
 
@@ -42,7 +43,7 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 async def create_fine_tuning_job(body: FineTuningCreate, services: ServicesDep) -> FineTuningJob:
     """Train an adapter on an uploaded file. Whatever could only fail later is refused here."""
     require_engine(services)
-    job = await asyncio.to_thread(create_tuning, services, body)
+    job = await with_files(services.registry, create_tuning, services, body)
     wake(services)
     return await asyncio.to_thread(_shown, services, job_document(job.id))
 

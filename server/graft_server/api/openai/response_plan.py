@@ -31,7 +31,7 @@ from graft_server.registry.documents import Documents
 from graft_server.registry.errors import UnknownError
 from graft_server.services import Services
 from graft_server.serving.pipeline import Plan
-from graft_server.serving.predictor import Answer
+from graft_server.serving.predictor import Answer, Terms
 
 _TEXTS = frozenset({"input_text", "output_text"})
 
@@ -55,6 +55,14 @@ class ResponsePlan:
         )
         status = "incomplete" if answer.finish_reason == "length" else "completed"
         return OutputMessage(id=self.message_id, status=status, content=[text])
+
+    async def answer(self, services: Services, terms: Terms) -> ResponseObject:
+        """The whole document of an answer that is not streamed.
+
+        Raises:
+            ProblemError: whatever ended it.
+        """
+        return await self.finish(services, await services.predictor.answer(self.plan, terms))
 
     async def finish(self, services: Services, answer: Answer) -> ResponseObject:
         """The whole document, kept if it is to be."""

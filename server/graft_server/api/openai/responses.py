@@ -12,24 +12,22 @@ from graft_client.schemas.openai_responses import KeptInput, ResponseDeleted, Re
 from graft_server.api.deps import ServicesDep, TermsDep
 from graft_server.api.openai.pages import After, Order, behind, page_of
 from graft_server.api.openai.response_events import response_events
-from graft_server.api.openai.response_plan import ResponsePlan, plan_response
+from graft_server.api.openai.response_plan import plan_response
 from graft_server.api.predict import route_headers
 from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
-from graft_server.services import Services
-from graft_server.serving.predictor import Terms
 
 router = APIRouter(prefix="/v1/responses", tags=["openai"])
 
 
 @router.post("", response_model=ResponseObject)
 async def create_response(body: ResponseRequest, request: Request, services: ServicesDep, terms: TermsDep) -> Response:
-    """Answer a text or a conversation, whole or streamed; kept until it is deleted, unless `store` is false."""
+    """Answer a text or a conversation, whole or streamed; kept for `response_days`, unless `store` is false."""
     planned = await plan_response(services, body)
     if body.stream:
         items = await begin(request, services.predictor.stream(planned.plan, terms))
         chunks = response_events(services, items, planned)
         return StreamResponse(chunks, media_type=EVENTS, headers=route_headers(planned.plan.answering))
-    document = await until_disconnect(request, _answer(services, planned, terms))
+    document = await until_disconnect(request, planned.answer(services, terms))
     headers = route_headers(planned.plan.answering)
     return Response(document.model_dump_json(), media_type="application/json", headers=headers)
 
@@ -62,7 +60,3 @@ async def delete_response(response_id: str, services: ServicesDep) -> ResponseDe
     """Delete a kept response. Later ones that went on from it stay, with what was said before them."""
     await asyncio.to_thread(services.registry.documents.remove, "response", response_id)
     return ResponseDeleted(id=response_id)
-
-
-async def _answer(services: Services, planned: ResponsePlan, terms: Terms) -> ResponseObject:
-    return await planned.finish(services, await services.predictor.answer(planned.plan, terms))

@@ -18,7 +18,7 @@ from graft_client.schemas.openai import (
 )
 from graft_client.schemas.openai_tools import ToolCallItem
 from graft_plugins.task import Constraint, JsonSchema, Message, Prompt, ToolCall
-from graft_server.engine.base import TokenLogprob
+from graft_server.engine.base import EchoedPrompt, TokenLogprob
 from graft_server.problems import ProblemError
 
 _ROLES: dict[str, Literal["system", "user", "assistant", "tool"]] = {
@@ -147,18 +147,45 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     }
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
-    """As a completion's ``choices[].logprobs``; ``offset`` is the length of the text before."""
-    offsets = []
+def completion_logprobs(
+    tokens: Sequence[TokenLogprob], offset: int = 0, *, prompt: EchoedPrompt | None = None, echoed: str = ""
+) -> dict[str, Any]:
+    """As a completion's ``choices[].logprobs``; ``offset`` is the length of the text before. ``prompt`` is told in
+    front of the tokens, and its text in the choice is ``echoed``; nothing is known of its first token."""
+    texts: list[str] = []
+    logprobs: list[float | None] = []
+    tops: list[dict[str, float] | None] = []
+    offsets: list[int] = []
+    if prompt is not None:
+        texts.append(prompt.first)
+        logprobs.append(None)
+        tops.append(None)
+        offsets += _offsets(echoed, [prompt.first, *(token.token for token in prompt.others)], offset)
+        offset += len(echoed)
     for token in tokens:
         offsets.append(offset)
         offset += len(token.token)
-    return {
-        "tokens": [token.token for token in tokens],
-        "token_logprobs": [_finite(token.logprob) for token in tokens],
-        "top_logprobs": [{text: _finite(logprob) for text, logprob in token.top} for token in tokens],
-        "text_offset": offsets,
-    }
+    for token in (*(prompt.others if prompt is not None else ()), *tokens):
+        texts.append(token.token)
+        logprobs.append(_finite(token.logprob))
+        top: dict[str, float] = {}
+        for text, logprob in token.top:
+            # Parts of characters look alike; the first of them is the likeliest.
+            top.setdefault(text, _finite(logprob))
+        tops.append(top)
+    return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
+
+
+def _offsets(text: str, pieces: Sequence[str], start: int) -> list[int]:
+    """Where each token of a text begins in it. One that isn't there as it is, a part of a character or a mark in front
+    of the text, stands where the one behind it does."""
+    offsets = []
+    at = 0
+    for piece in pieces:
+        found = text.find(piece, at)
+        offsets.append(start + (at if found < 0 else found))
+        at = at if found < 0 else found + len(piece)
+    return offsets
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:

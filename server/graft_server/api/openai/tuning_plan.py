@@ -29,6 +29,7 @@ def create_tuning(services: Services, body: FineTuningCreate) -> JobRecord:
         ProblemError: the model is not the base model, a file is for another purpose or has bad rows, or see
             ``check_plan``.
         UnknownError: there is no such file, task or method.
+        NotFetchedError: a file has to be fetched first; nothing is queued then.
     """
     _require_base(services, body.model)
     adapter = _adapter_name(body.suffix)
@@ -107,7 +108,9 @@ def _dataset(services: Services, file_id: str, task: str, param: str) -> Dataset
     services.uploads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=services.uploads) as folder:
         path = Path(folder) / record.data["filename"]
-        shutil.copyfile(services.registry.kept_files.content(file_id), path)
+        stored = services.registry.kept_files.stored(file_id)
+        with services.registry.files(stored, wait=False):
+            shutil.copyfile(stored.content, path)
         try:
             return store_dataset(services, task, [path], "jsonl")
         except ProblemError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from graft_server.engine.base import (
     Delta,
+    EchoedPrompt,
     GenerateRequest,
     Scored,
     ScoreRequest,
@@ -24,7 +26,7 @@ from graft_server.engine.torch.text import TextStream
 
 #: Candidate tokens computed at once for one prompt; the mask grows with the square of it.
 _TREE_TOKENS = 256
-#: Rows whose full distribution is in memory at once while scoring.
+#: Rows whose full distribution is in memory at once while scoring or reading a prompt.
 _SCORE_ROWS = 256
 
 
@@ -41,6 +43,8 @@ class Answer:
     draw: Draw
     text: TextStream
     matcher: Matcher | None = None
+    #: Of a prompt that is to be echoed.
+    reading: PromptReading | None = None
     generated: int = 0
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
@@ -50,6 +54,7 @@ class Answer:
 
     def take(self, drawn: Drawn) -> Delta:
         """Record a drawn token; the delta has a finish reason if it was the last, and nothing while it is held back."""
+        prompt = self._echoed()
         self.generated += 1
         self.draw.record(drawn.token)
         ended = drawn.token in self.stop_tokens
@@ -58,9 +63,8 @@ class Answer:
         may_stop = self.generated > self.request.sampling.min_tokens
         text = "" if ended else self.text.push(drawn.token, may_stop=may_stop)
         tokens: tuple[TokenLogprob, ...] = ()
-        if drawn.logprob is not None and not ended:
-            top = tuple((self._piece(token), logprob) for token, logprob in drawn.top)
-            tokens = (TokenLogprob(self._piece(drawn.token), drawn.logprob, top),)
+        if drawn.logprob is not None and (not ended or self.request.echo):
+            tokens = (_told(self.tokenizer, drawn.token, drawn.logprob, drawn.top),)
         if not ended:
             self.sequence.tokens.append(drawn.token)
         text, tokens = self._held_text + text, (*self._held_tokens, *tokens)
@@ -71,18 +75,84 @@ class Answer:
             if self.generated > 1 and self.generated % self.request.tokens_per_delta:
                 self._held_text, self._held_tokens = text, tokens
                 return Delta()
-            return Delta(text=text, tokens=tokens, prompt_tokens=self.prompt_tokens, completion_tokens=self.generated)
+            return Delta(
+                text=text,
+                tokens=tokens,
+                prompt_tokens=self.prompt_tokens,
+                completion_tokens=self.generated,
+                prompt=prompt,
+            )
         return Delta(
             text=text if self.text.stopped else text + self.text.flush(),
             tokens=tokens,
             finish_reason="stop" if stopped else "length",
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.generated,
-            queued_seconds=(self.started or self.arrived) - self.arrived,
+            queued_seconds=self._queued_seconds,
+            prompt=prompt,
         )
 
-    def _piece(self, token: int) -> str:
-        return str(self.tokenizer.decode([token]))
+    def end(self) -> Delta:
+        """The only delta of an answer without tokens, once its prompt is computed."""
+        return Delta(
+            finish_reason="length",
+            prompt_tokens=self.prompt_tokens,
+            queued_seconds=self._queued_seconds,
+            prompt=self._echoed(),
+        )
+
+    @property
+    def _queued_seconds(self) -> float:
+        return (self.started or self.arrived) - self.arrived
+
+    def _echoed(self) -> EchoedPrompt | None:
+        """The prompt, in front of the first token; its logits are not wanted again, also if it is computed again."""
+        if self.reading is None:
+            return None
+        echoed = self.reading.echoed()
+        self.reading, self.sequence.logits_at = None, None
+        return echoed
+
+
+class PromptReading:
+    """The log-probabilities of a prompt's own tokens, as the steps that compute it give them."""
+
+    def __init__(self, tokenizer: Any, tokens: Many[int], alternatives: int) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = list(tokens)
+        self._alternatives = alternatives
+        self._told: list[TokenLogprob | None] = [None] * (len(tokens) - 1)
+
+    def take(self, rows: Many[int], logits: torch.Tensor) -> None:
+        """Record the logits (``[N, vocabulary]``) of rows of the prompt, the last one's not among them. Preemption may
+        compute a row again."""
+        for at in range(0, len(rows), _SCORE_ROWS):
+            part = list(rows[at : at + _SCORE_ROWS])
+            logprobs = torch.log_softmax(logits[at : at + _SCORE_ROWS].float(), -1)
+            wanted = torch.tensor([self._tokens[row + 1] for row in part], device=logits.device)
+            own = logprobs.gather(-1, wanted[:, None])[:, 0].tolist()
+            values, ids = logprobs.topk(min(self._alternatives, logprobs.shape[-1]))
+            tops = [list(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)]
+            for row, logprob, top in zip(part, own, tops, strict=True):
+                self._told[row] = _told(self._tokenizer, self._tokens[row + 1], logprob, top)
+
+    def echoed(self) -> EchoedPrompt:
+        """The prompt, once all of its rows were taken."""
+        others = [told for told in self._told if told is not None]
+        if len(others) != len(self._told):
+            raise RuntimeError("a prompt's logits are wanted before they are computed")
+        text = str(self._tokenizer.decode(self._tokens))
+        return EchoedPrompt(text, _piece(self._tokenizer, self._tokens[0]), tuple(others))
+
+
+def _told(tokenizer: Any, token: int, logprob: float, top: Iterable[tuple[int, float]]) -> TokenLogprob:
+    return TokenLogprob(
+        _piece(tokenizer, token), logprob, tuple((_piece(tokenizer, other), likely) for other, likely in top)
+    )
+
+
+def _piece(tokenizer: Any, token: int) -> str:
+    return str(tokenizer.decode([token]))
 
 
 @dataclass(slots=True, eq=False)

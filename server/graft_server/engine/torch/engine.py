@@ -34,7 +34,7 @@ from graft_server.engine.messages import EngineConfig
 from graft_server.engine.slots import Slots
 from graft_server.engine.token_rate import TokenRate
 from graft_server.engine.torch import constraints
-from graft_server.engine.torch.answers import Answer, Scoring
+from graft_server.engine.torch.answers import Answer, PromptReading, Scoring
 from graft_server.engine.torch.embeddings import Embedder
 from graft_server.engine.torch.host_cache import HostCache
 from graft_server.engine.torch.loader import AdapterLoader
@@ -162,9 +162,14 @@ class TorchEngine:
         self._inputs.check_sampling(sampling)
         stop_tokens = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._stop_tokens)
         matcher = None if request.constraint is None else self._constraints.compile(request.constraint)
+        sequence = Sequence(request.id, _adapter_id(request), tokens)
+        reading = None
+        if request.echo:
+            reading = PromptReading(self.tokenizer, tokens, sampling.logprobs or 0)
+            sequence.logits_at = frozenset(range(len(tokens)))
         return Answer(
             request=request,
-            sequence=Sequence(request.id, _adapter_id(request), tokens),
+            sequence=sequence,
             prompt_tokens=len(tokens),
             max_tokens=min(sampling.max_tokens, room),
             stop_tokens=stop_tokens,
@@ -172,6 +177,7 @@ class TorchEngine:
             draw=Draw(sampling, prompt=tokens, ends=stop_tokens),
             text=TextStream(self.tokenizer, sampling.stop),
             matcher=matcher,
+            reading=reading,
         )
 
     def _scoring(self, request: ScoreRequest) -> Scoring:
@@ -314,15 +320,21 @@ class TorchEngine:
         batch, logits = self.runner.forward(chunks)
         self.scheduler.advance(chunks)
         answers: list[tuple[int, Answer]] = []
+        readings: dict[str, tuple[PromptReading, list[int], list[int]]] = {}
         scorings: dict[str, tuple[Scoring, list[int], list[int]]] = {}
         for row, (chunk, token_index) in enumerate(batch.wanted):
             work = self._work[chunk.sequence.id]
-            if isinstance(work, Answer):
-                answers.append((row, work))
-            else:
+            if isinstance(work, Scoring):
                 _, rows, indices = scorings.setdefault(work.request.id, (work, [], []))
-                rows.append(row)
-                indices.append(token_index)
+            elif work.reading is not None and token_index < work.prompt_tokens - 1:
+                _, rows, indices = readings.setdefault(work.request.id, (work.reading, [], []))
+            else:
+                answers.append((row, work))
+                continue
+            rows.append(row)
+            indices.append(token_index)
+        for reading, rows, indices in readings.values():
+            reading.take(indices, logits[rows])
         if answers:
             self._take_tokens(answers, logits)
         for scoring, rows, indices in scorings.values():
@@ -332,7 +344,14 @@ class TorchEngine:
                 self._events.scored(scoring.request.id, result)
         self._step_seconds = time.monotonic() - now
 
-    def _take_tokens(self, answers: list[tuple[int, Answer]], logits: torch.Tensor) -> None:
+    def _take_tokens(self, computed: list[tuple[int, Answer]], logits: torch.Tensor) -> None:
+        for _, answer in computed:
+            if answer.max_tokens == 0:
+                self._finish(answer)
+                self._events.delta(answer.request.id, answer.end())
+        answers = [(row, answer) for row, answer in computed if answer.max_tokens > 0]
+        if not answers:
+            return
         rows = [row for row, _ in answers]
         picked = logits if rows == list(range(len(logits))) else logits[rows]
         picked = picked.float()
@@ -343,7 +362,7 @@ class TorchEngine:
             delta = answer.take(drawn)
             if delta.finish_reason is not None:
                 self._finish(answer)
-            if delta.text or delta.tokens or delta.finish_reason is not None:
+            if delta.text or delta.tokens or delta.prompt is not None or delta.finish_reason is not None:
                 self._events.delta(answer.request.id, delta)
         self._rate.add(len(answers))
 

@@ -220,15 +220,19 @@ class VllmEngine:
                 tokens_per_delta=request.tokens_per_delta,
                 stop_tokens=stop_tokens,
                 decode=self._decode,
+                whole=self._whole,
                 piece=self._piece,
                 top=sampling.logprobs,
+                echo=tuple(tokens) if request.echo else (),
+                nothing=sampling.max_tokens == 0,
                 queued_seconds=time.monotonic() - arrived,
             )
             stream = self.runtime.generate(
                 request.id,
                 tokens,
                 sampling,
-                max_tokens=min(sampling.max_tokens, room),
+                max_tokens=min(sampling.max_tokens or 1, room),
+                echo=request.echo,
                 stop_tokens=stop_tokens,
                 adapter=request.adapter,
                 constraint=request.constraint,
@@ -266,6 +270,10 @@ class VllmEngine:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def _whole(self, tokens: Sequence[int]) -> str:
+        """With special tokens, which may stand in a prompt."""
+        return str(self.tokenizer.decode(list(tokens)))
 
     def _piece(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))

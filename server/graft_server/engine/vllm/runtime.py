@@ -130,8 +130,10 @@ class Runtime:
         stop_tokens: frozenset[int],
         adapter: AdapterSource | None,
         constraint: ConstraintSpec | None,
+        echo: bool = False,
     ) -> AsyncGenerator[Any, None]:
-        """vLLM's outputs, each with what is new. ``stop_tokens`` are all that end the answer."""
+        """vLLM's outputs, each with what is new. ``stop_tokens`` are all that end the answer. With ``echo`` the first
+        ones have ``prompt_logprobs`` for each of the prompt's tokens."""
         params = SamplingParams(
             max_tokens=max_tokens,
             temperature=sampling.temperature,
@@ -145,6 +147,7 @@ class Runtime:
             ignore_eos=constraint is None,
             min_tokens=min(sampling.min_tokens, max_tokens),
             logprobs=sampling.logprobs,
+            prompt_logprobs=sampling.logprobs or 0 if echo else None,
             repetition_penalty=sampling.repetition_penalty,
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
