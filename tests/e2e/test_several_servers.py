@@ -190,11 +190,15 @@ def test_a_job_goes_on_elsewhere_when_its_server_is_stopped_or_killed(
         went_on(first, hung, "hung@1")
         assert "is not at work on this server any more" in doomed.log
 
-        killed = train(doomed, translations, "killed", SHORT)
-        eventually(lambda: doomed.children(WORKER), what="at work")
+        killed = train(doomed, translations, "killed", LONG | {"max_steps": 50})
+        shared = doomed.data_dir.parent / "shared" / "checkpoints" / killed
+        eventually(lambda: shared.is_dir() and any(shared.iterdir()), what="a checkpoint that others can read")
         doomed.kill()
         taken_over(first, killed)
         went_on(first, killed, "killed@1")
+        # Not anew: the first step that its successor told of lies behind the checkpoint.
+        assert first_step_of_the_last_run(first, killed) > LONG["checkpoint_every"]
+        assert not shared.exists()
 
 
 def taken_over(server: ServerProcess, job: str) -> None:
@@ -205,6 +209,17 @@ def went_on(server: ServerProcess, job: str, version: str) -> None:
     done = finished(server, job)
     assert (done.state, done.version, done.attempts) == (JobState.succeeded, version, 2)
     assert states(server, job) == ["queued", "running", "queued", "running", "evaluating", "succeeded"]
+
+
+def first_step_of_the_last_run(server: ServerProcess, job: str) -> int:
+    with server.client() as client:
+        events = list(client.job_events(job, follow=False))
+    begun = max(event.seq for event in events if event.kind == "state" and event.data["state"] == "running")
+    return next(
+        int(event.data["step"])
+        for event in events
+        if event.seq > begun and event.kind == "metrics" and event.data["phase"] == "training"
+    )
 
 
 class Stream:

@@ -64,6 +64,8 @@ class ArtefactStore:
         self.artefacts = self.place / "artefacts"
         self.datasets = self.place / "datasets"
         self.kept_files = self.place / KEPT_FILES
+        #: Of jobs at work, where servers share a store; see ``checkpoints``.
+        self.checkpoints = self.place / "checkpoints"
         self.jobs = root / "jobs"
         self._staging = self.place / "staging"
         #: A folder is renamed away within its own file system.
@@ -182,7 +184,7 @@ class ArtefactStore:
         with contextlib.suppress(FileNotFoundError):
             folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-        if folder.parent.parent == self.artefacts:
+        if folder.parent.parent in (self.artefacts, self.checkpoints):
             with contextlib.suppress(OSError):
                 folder.parent.rmdir()
 
@@ -210,6 +212,35 @@ class ArtefactStore:
 
     def upload(self, staged: Staged, target: Path) -> None:
         """Send a staged folder to where other servers find it, ahead of ``placing``."""
+
+    def deposit(self, staged: Staged, target: Path) -> None:
+        """Put a staged folder where all servers find it, for somebody else to ``bring``."""
+        self.checkpoints.mkdir(exist_ok=True)
+        with self.placing(staged) as place:
+            place(target)
+
+    def deposited(self, parent: Path) -> list[Path]:
+        """The whole folders that were deposited in ``parent``, by name."""
+        return sorted(parent.iterdir()) if parent.is_dir() else []
+
+    def bring(self, folder: Path, digest: str, target: Path) -> None:
+        """Copy a deposited folder, whose files have this digest, to the new folder ``target``.
+
+        Raises:
+            CorruptArtefactError: it is not what was deposited.
+            RefusedArtefactError, FileNotFoundError: it is gone, or went meanwhile.
+            StorageFullError: no space is left.
+            StoreUnavailableError: the store does not answer.
+        """
+        with storage_errors(self.root):
+            files = tuple(copy_tree(folder, target, allow_pickles=False))
+        if manifest_digest(files) != digest:
+            raise CorruptArtefactError(f"{folder}: the files are not those that were stored")
+
+    def withdraw(self, folder: Path) -> None:
+        """Remove a deposited folder, if it is there."""
+        with self.lock():
+            self.remove(folder)
 
     def discard(self, folder: Path) -> None:
         """Remove what ``upload`` sent. Needs the database's write lock, under which no row names the folder."""
@@ -250,8 +281,11 @@ class ArtefactStore:
         if manifest_digest(files) != digest:
             raise CorruptArtefactError(f"{folder}: the files are not those that were stored, publish them again")
 
-    def orphans(self, *, digests: set[str], datasets: set[str], files: set[str], jobs: set[str]) -> list[Path]:
-        """Folders that none of the given names claims, and staging that no process uses. Needs the lock."""
+    def orphans(
+        self, *, digests: set[str], datasets: set[str], files: set[str], jobs: set[str], checkpointed: set[str]
+    ) -> list[Path]:
+        """Folders that none of the given names claims, and staging that no process uses. ``checkpointed`` are the jobs
+        whose checkpoints stay. Needs the lock."""
         found = [
             folder
             for folder in sorted(self.artefacts.glob("*/*"))
@@ -260,6 +294,7 @@ class ArtefactStore:
         found += [folder for folder in sorted(self.datasets.iterdir()) if folder.name not in datasets]
         found += [folder for folder in sorted(self.kept_files.iterdir()) if folder.name not in files]
         found += [folder for folder in sorted(self.jobs.iterdir()) if folder.name not in jobs]
+        found += [folder for folder in sorted(self.checkpoints.glob("*/*")) if folder.parent.name not in checkpointed]
         slots = {slot for staging in (self._staging, self._jobs_staging) for slot in staging.iterdir()}
         return found + sorted(slot for slot in slots if not _is_in_use(slot))
 

@@ -30,6 +30,7 @@ from graft_server.registry.errors import (
     RegistryError,
     StorageFullError,
     StoreUnavailableError,
+    storage_errors,
 )
 from graft_server.registry.objects import ObjectStore
 
@@ -244,6 +245,19 @@ class CachedStore(ArtefactStore):
 
             yield place_uploaded
         self._evict_soon()
+
+    def deposit(self, staged: Staged, target: Path) -> None:
+        self.upload(staged, target)
+
+    def deposited(self, parent: Path) -> list[Path]:
+        return [parent / name for name in self._objects.names(self._key(parent))]
+
+    def bring(self, folder: Path, digest: str, target: Path) -> None:
+        with storage_errors(self.root):
+            self._objects.fetch(self._key(folder), digest, target)
+
+    def withdraw(self, folder: Path) -> None:
+        self.discard(folder)
 
     def discard(self, folder: Path) -> None:
         # The database is held meanwhile: nobody waits for a store that is known not to answer.

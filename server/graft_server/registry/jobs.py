@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
+from datetime import timedelta
 from typing import Any, Literal, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
@@ -20,6 +21,8 @@ EventKind = Literal["state", "metrics", "checkpoint", "log"]
 
 #: States of a job at work.
 WORKING = (JobState.running, JobState.evaluating)
+#: So long after its end a job that failed or was cancelled can be resumed by another server from where it stood.
+_RESUMABLE = timedelta(days=7)
 #: What ``update_job`` may do. ``succeeded`` comes with a published version only, and a finished job is queued
 #: again by ``resume_job`` only.
 _MOVES = {
@@ -169,6 +172,15 @@ def resume(session: Session, job: Job) -> None:
     datasets.find(session, job.dataset)
     job.queue_number = next_number(session, "queue")
     move(session, job, JobState.queued, reason="resumed")
+
+
+def with_checkpoints(session: Session) -> set[str]:
+    """The jobs whose checkpoints stay in the shared store: those that are not over, or may well be resumed."""
+    query = select(Job.id).where(
+        Job.state != JobState.succeeded.value,
+        or_(Job.finished_at.is_(None), Job.finished_at > now() - _RESUMABLE),
+    )
+    return set(session.scalars(query))
 
 
 def append_event(session: Session, job: Job, kind: EventKind, data: dict[str, Any]) -> Event:

@@ -24,7 +24,7 @@ _MANIFEST = "manifest.json"
 #: What to install for the protocols that fsspec has no driver of its own for.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 #: Parts of a key, by the first one.
-_DEPTHS = {"artefacts": 3, "datasets": 2, "kept-files": 2}
+_DEPTHS = {"artefacts": 3, "datasets": 2, "kept-files": 2, "checkpoints": 3}
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 #: Who waits for a store that does not answer wants to know soon; by itself the driver tries for half a minute.
 _PATIENCE = {
@@ -114,6 +114,11 @@ class ObjectStore:
                 key = "/".join(path.removeprefix(f"{self._root}/").split("/")[:depth])
                 newest[key] = max(newest.get(key, _LONG_AGO), _modified(details))
         return sorted(key for key, modified in newest.items() if datetime.now(UTC) - modified >= older_than)
+
+    def names(self, key: str) -> list[str]:
+        """The names of the whole folders right below ``key``."""
+        found = (path.removeprefix(f"{self._path(key)}/").split("/") for path in self._list(key))
+        return sorted(parts[0] for parts in found if parts[1:] == [_MANIFEST])
 
     def is_empty(self) -> bool:
         """Whether there is no folder."""

@@ -22,6 +22,7 @@ from graft_client.schemas.limits import UNSET, Limits, LimitsChange
 from graft_server.registry import adapters, audit, claims, datasets, documents, jobs, keys, limits, servers
 from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore, Staged
+from graft_server.registry.checkpoints import Checkpoints
 from graft_server.registry.database import Database
 from graft_server.registry.documents import Documents, files_in
 from graft_server.registry.errors import ConflictError, NotFetchedError, UnknownError, storage_errors
@@ -82,6 +83,7 @@ class Registry:
         self.kept_files = KeptFiles(database, store, self._sharing, self.documents)
         self.aliases = Aliases(database, store)
         self.routes = Routes(database, store)
+        self.checkpoints = Checkpoints(database, store, self._sharing)
 
     @classmethod
     def open(
@@ -743,6 +745,7 @@ class Registry:
                     datasets=set(session.scalars(select(Dataset.id))),
                     files=files_in(session),
                     jobs=set(session.scalars(select(Job.id))),
+                    checkpointed=jobs.with_checkpoints(session),
                 )
             if not dry_run:
                 for folder in orphans:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from graft_server.registry import documents
+from graft_server.registry import documents, jobs
 from graft_server.registry.artefacts import KEPT_FILES, ArtefactStore
 from graft_server.registry.database import Database
 from graft_server.registry.errors import ConflictError, StoreUnavailableError
@@ -94,9 +94,13 @@ class Sharing:
         self.claim()
         stored = self._store.abandoned()
         with self._database.read() as session:
-            named = {*session.scalars(select(Artefact.digest)), *session.scalars(select(Dataset.id))}
-            named |= documents.files_in(session)
-        orphans = [folder for folder in stored if folder.name not in named]
+            named = {
+                *session.scalars(select(Artefact.digest)),
+                *session.scalars(select(Dataset.id)),
+                *documents.files_in(session),
+                *jobs.with_checkpoints(session),
+            }
+        orphans = [folder for folder in stored if _owner(folder) not in named]
         return orphans if dry_run else [folder for folder in orphans if self._discard(folder)]
 
     def _discard(self, folder: Path) -> bool:
@@ -127,8 +131,19 @@ class Sharing:
             return setting.value
 
 
+def _is_checkpoint(folder: Path) -> bool:
+    return folder.parent.parent.name == "checkpoints"
+
+
+def _owner(folder: Path) -> str:
+    """What has to be in the database for a folder to stay: a job for its checkpoints, else the folder's own name."""
+    return folder.parent.name if _is_checkpoint(folder) else folder.name
+
+
 def _is_named(session: Session, folder: Path) -> bool:
     if folder.parent.name == KEPT_FILES:
         return documents.is_file(session, folder.name)
+    if _is_checkpoint(folder):
+        return _owner(folder) in jobs.with_checkpoints(session)
     model = Dataset if folder.parent.name == "datasets" else Artefact
     return session.get(model, folder.name) is not None

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from graft_server.training.spec import CHECKPOINT_NAME
 from graft_server.whole_files import whole_folder
 
 _STATE = "trainer.json"
@@ -64,7 +65,7 @@ def write_checkpoint(
     Raises:
         OSError: the disk is full; the older checkpoints are untouched.
     """
-    target = parent / f"step-{state.step:08d}"
+    target = parent / CHECKPOINT_NAME.format(state.step)
     if not target.exists():
         with whole_folder(target) as staging:
             save_adapter(str(staging))

@@ -36,7 +36,9 @@ from graft_server.registry.outages import Outlasting
 from graft_server.registry.records import DatasetRecord, JobRecord, Lineage, VersionRecord
 from graft_server.registry.registry import Registry
 from graft_server.training.keeper import ClaimKeeper
+from graft_server.training.sharing import CheckpointSharing
 from graft_server.training.spec import (
+    CHECKPOINT_FOLDER,
     DONE,
     FAILED,
     HELD_OUT_FILE,
@@ -219,6 +221,7 @@ class JobRunner:
             finished = await self._ask(self._registry.job, job.id)
             self._on_published(version)
             self._on_finished(finished)
+            await asyncio.to_thread(self._registry.checkpoints.drop, job)
         finally:
             del self._jobs[job.id]
             if job.claim is not None:
@@ -247,10 +250,23 @@ class JobRunner:
             except (CorruptArtefactError, StorageFullError) as error:
                 raise JobFailed(f"the dataset can't be read: {error}; resume the job to try it again") from error
             await self._ask(self._write_spec, run.job, rows, watched)
+            await self._fetch_checkpoint(run)
             # Of a worker whose server was killed before it could be told of them.
             for snapshot in _snapshots(run.job):
                 await run.checkpoint(int(snapshot.name), known=False)
             return await self._work_through(run)
+
+    async def _fetch_checkpoint(self, run: _Run) -> None:
+        """Have the last checkpoint of a job that was at work on another server since it was here."""
+        folder = run.job.folder
+        if (folder / RESULT_FOLDER).is_dir():
+            return
+        try:
+            found = await self._ask(self._registry.checkpoints.fetch, run.job, folder / CHECKPOINT_FOLDER)
+        except StorageFullError as error:
+            raise JobFailed(f"the last checkpoint can't be fetched: {error}; resume the job to try it again") from error
+        if found is not None:
+            await run.event("log", {"message": f"the training goes on from checkpoint {found} of another server"})
 
     def _datasets(self, job: JobRecord) -> tuple[DatasetRecord, DatasetRecord | None]:
         """What a job trains on, and what it is watched on if that is a dataset of its own."""
@@ -447,6 +463,7 @@ class _Run:
         self._process: asyncio.subprocess.Process | None = None
         self._noted = 0.0
         self._notes: set[asyncio.Task[None]] = set()
+        self._sharing = CheckpointSharing(registry, job)
 
     @property
     def stopping(self) -> bool:
@@ -523,6 +540,8 @@ class _Run:
                     await self._note()
             case CheckpointLine(step=step):
                 await self.checkpoint(step)
+                # Behind the version of the step, which whoever goes on from here would not publish any more.
+                self._sharing.share(step)
             case LogLine(message=text):
                 await self.event("log", {"message": text})
             case DoneLine(summary=summary):
@@ -567,6 +586,7 @@ class _Run:
         await self._ask(self._registry.add_event, self.job.id, kind, data, claim=self.job.claim)
 
     async def flush(self) -> None:
-        """Wait until everything that was to be noted is."""
+        """Wait until everything that was to be noted is, and the last checkpoint is where others find it."""
+        await self._sharing.flush()
         await asyncio.gather(*self._notes, return_exceptions=True)
         self._notes.clear()

@@ -14,6 +14,8 @@ SUMMARY_FILE = "summary.json"
 HELD_OUT_FILE = "held_out.jsonl"
 RESULT_FOLDER = "result"
 CHECKPOINT_FOLDER = "checkpoints"
+#: Checkpoints in their folder: the names sort by their steps.
+CHECKPOINT_NAME = "step-{:08d}"
 SNAPSHOT_FOLDER = "snapshots"
 LOG_FILE = "worker.log"
 STATE_FILE = "task_state.json"
