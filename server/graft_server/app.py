@@ -170,6 +170,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         meter=meter,
         metrics=metrics,
         observers=observers,
+        presence=Presence(registry, predictor.traffic),
     )
     metrics.watch(
         queued=lambda: gate.waiting,
@@ -292,6 +293,8 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     # First, so that a batch that comes in meanwhile is in neither's blind spot.
     services.batches = answering
     await answering.start()
+    if services.registry.has_others:
+        stack.push_async_callback(services.presence.leave)
     for task in _background(services):
         stack.callback(task.cancel)
     progress.close()
@@ -310,7 +313,7 @@ def _background(services: Services) -> list[asyncio.Task[None]]:
         "response-retention": ResponseRetention(registry, age=responses_age, interval=interval).run(),
     }
     if registry.has_others:
-        tasks["presence"] = Presence(registry, services.predictor.traffic).run()
+        tasks["presence"] = services.presence.run()
     if settings.retention_keep is not None:
         retention = Retention(
             registry,

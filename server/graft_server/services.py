@@ -25,6 +25,7 @@ from graft_server.serving.evaluator import Evaluator
 from graft_server.serving.guards import Guards
 from graft_server.serving.pins import Pins
 from graft_server.serving.predictor import Predictor
+from graft_server.serving.presence import Presence
 from graft_server.serving.shadows import Shadows
 
 #: Folder of the data folder where uploads lie until they are taken in.
@@ -73,6 +74,7 @@ class Services:
     meter: Meter
     metrics: Metrics
     observers: Observers
+    presence: Presence
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     jobs: JobQueue | None = None
     batches: BatchQueue | None = None

@@ -137,6 +137,8 @@ def _figures(status: ServerStatus, speeds: Sequence[float | None], width: int) -
     jobs = [f"{count} {state}" for state, count in status.jobs.items() if count]
     if jobs:
         grid.add_row("jobs", Text(render.printable(", ".join(jobs))))
+    for warning in status.warnings:
+        grid.add_row("warning", Text(render.printable(warning), style="yellow"))
     return grid
 
 

@@ -74,6 +74,8 @@ def status(session: Session, watched: bool, interval: float) -> None:
                 ("adapters", f"{found.adapters} ({found.versions} versions)"),
                 ("tasks", found.tasks),
                 ("jobs", jobs or "none"),
+                ("servers", f"{found.servers} of this registry" if found.servers > 1 else None),
+                ("warning", found.warnings or None),
             ]
         )
     if not found.ready:

@@ -71,6 +71,8 @@ class ServerStatus(Schema):
     queue_age_seconds: float = Field(0.0, description="How long the oldest waiting request has waited.")
     traffic: list[AdapterTraffic] = Field([], description="What is loaded or was asked lately, the busiest first.")
     jobs: dict[str, int] = Field(description="Number of jobs by state.")
+    servers: int = Field(1, description="Servers of the registry that were heard of lately, this one included.")
+    warnings: list[str] = Field([], description="What whoever runs the servers should change.")
 
 
 class Health(Schema):

@@ -94,6 +94,9 @@ async def status(services: ServicesDep) -> ServerStatus:
         queue_age_seconds=traffic.queue_age(now),
         traffic=_traffic(engine.loaded_adapters, loads),
         jobs=counts.jobs,
+        servers=services.presence.servers,
+        # They are for whoever runs the servers.
+        warnings=services.presence.warnings if view is None else [],
     )
 
 

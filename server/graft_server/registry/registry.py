@@ -697,6 +697,11 @@ class Registry:
         """Whether other servers may use the database too; an SQLite file is one server's."""
         return self._database.is_shared
 
+    @property
+    def shares_files(self) -> bool:
+        """Whether artefacts and datasets lie where other servers find them."""
+        return self._store.is_shared
+
     def report_in_flight(self, refs: Iterable[str]) -> None:
         """Tell other servers the versions that this one has requests for; believed for half a minute."""
         with self._database.write() as session:
@@ -706,6 +711,16 @@ class Registry:
         """The versions (``name@N``) that other servers have requests for."""
         with self._database.read() as session:
             return servers.in_flight_elsewhere(session, self.server)
+
+    def other_servers(self) -> set[str]:
+        """The names of the other servers of this registry that are there."""
+        with self._database.read() as session:
+            return servers.others(session, self.server)
+
+    def leave(self) -> None:
+        """Tell other servers that this one ends."""
+        with self._database.write() as session:
+            servers.leave(session, self.server)
 
     def take_turn(self, name: str, every: timedelta) -> bool:
         """Whether this server is to do ``name`` now, which one of all does once within ``every``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from graft_server.registry.database import moment
@@ -26,6 +26,17 @@ def in_flight_elsewhere(session: Session, server: str) -> set[str]:
     since = moment(session) - BELIEVED
     rows = session.scalars(select(ServerRow).where(ServerRow.id != server, ServerRow.seen_at > since))
     return {ref for row in rows for ref in row.in_flight}
+
+
+def others(session: Session, server: str) -> set[str]:
+    """The other servers that were heard of lately and have not said that they end."""
+    since = moment(session) - BELIEVED
+    return set(session.scalars(select(ServerRow.id).where(ServerRow.id != server, ServerRow.seen_at > since)))
+
+
+def leave(session: Session, server: str) -> None:
+    """Write down that a server is no longer there."""
+    session.execute(delete(ServerRow).where(ServerRow.id == server))
 
 
 def refuse_in_flight(session: Session, server: str, versions: Iterable[Version]) -> None:

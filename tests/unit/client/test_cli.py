@@ -425,6 +425,15 @@ def test_status_tells_of_pins_that_are_not_loaded(server: LittleServer, graft: G
     assert re.search(rf"^pinned +{re.escape(told)}$", graft("status").stdout, re.MULTILINE)
 
 
+def test_status_tells_of_other_servers_and_what_to_change(server: LittleServer, graft: Graft) -> None:
+    assert not re.search(r"^(servers|warning) ", graft("status").stdout, re.MULTILINE)
+    two = samples.STATUS.model_copy(update={"servers": 2, "warnings": ["`artefacts_url` is not set"]})
+    server.on("GET", "/api/status", document(two))
+    shown = graft("status").stdout
+    assert re.search(r"^servers +2 of this registry$", shown, re.MULTILINE)
+    assert re.search(r"^warning +`artefacts_url` is not set$", shown, re.MULTILINE)
+
+
 def peft_folder(folder: Path, *names: str) -> Path:
     folder.mkdir()
     for name in names:

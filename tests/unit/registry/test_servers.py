@@ -57,3 +57,16 @@ def test_what_servers_tell_each_other_is_no_change(pair):
     second.report_in_flight({"de@1"})
     second.take_turn("tidy", timedelta(hours=1))
     assert first.newest_change() == before
+
+
+def test_servers_know_of_each_other_until_they_leave(pair, monkeypatch):
+    first, second = pair
+    assert first.other_servers() == set()
+    second.report_in_flight(set())
+    first.report_in_flight({"de@1"})
+    assert (first.other_servers(), second.other_servers()) == ({second.server}, {first.server})
+    second.leave()
+    assert (first.other_servers(), second.other_servers()) == (set(), {first.server})
+    # One that was killed does not say so.
+    monkeypatch.setattr("graft_server.registry.servers.BELIEVED", timedelta(0))
+    assert second.other_servers() == set()
