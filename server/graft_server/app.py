@@ -170,7 +170,7 @@ def assemble(settings: Settings, registry: Registry, host: PluginHost, engine: E
         meter=meter,
         metrics=metrics,
         observers=observers,
-        presence=Presence(registry, predictor.traffic),
+        presence=Presence(registry, predictor.traffic, on_servers=meter.share_among),
     )
     metrics.watch(
         queued=lambda: gate.waiting,

@@ -281,6 +281,34 @@ def test_a_database_that_is_away_ends_no_answer_and_loses_nothing(
     assert (done.state, done.version, done.attempts) == (JobState.succeeded, "patient@1", 1)
 
 
+def test_a_limit_holds_for_both_together(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    first, second = pair
+
+    def both_count_two() -> bool:
+        return all(server.json("status")["servers"] == 2 for server in pair)
+
+    # Servers that earlier tests have killed count for half a minute.
+    eventually(both_count_two, within=60, what="two servers, as both see it")
+    assert first.json("status")["warnings"] == []
+    first.graft("adapters", "limit", "de", "--requests-per-minute", "6")
+    body = {"adapter": "de@1", "task": "chat", "text": "red", "sampling": {"max_tokens": 1}}
+    eventually(lambda: limit_of(second, body) == "3", within=SOON, what="limited")
+    begun = time.monotonic()
+    with first.http() as one, second.http() as two:
+        codes = [http.post("/api/predict", json=body).status_code for _ in range(8) for http in (one, two)]
+    refilled = (time.monotonic() - begun) / 10
+    assert set(codes) == {200, 429}
+    # One or two were asked before, to see the limit.
+    assert 3 <= codes.count(200) <= 6 + refilled
+    second.graft("adapters", "limit", "de", "--requests-per-minute", "default")
+    eventually(lambda: limit_of(first, body) is None, within=SOON, what="not limited")
+
+
+def limit_of(server: ServerProcess, body: dict[str, Any]) -> str | None:
+    with server.http() as http:
+        return http.post("/api/predict", json=body).headers.get("x-ratelimit-limit-requests")
+
+
 def test_a_revoked_key_is_refused_by_both_also_within_an_answer(pair: tuple[ServerProcess, ServerProcess]) -> None:
     """The last test here: from the first key on, every request needs one."""
     first, second = pair

@@ -108,7 +108,7 @@ def list_keys(session: Session) -> None:
 def limit(session: Session, key_id: str, limits: dict[str, int | None]) -> None:
     """Change how much a key may ask; more is answered 429 from then on, and what it has in flight goes on.
 
-    Limits that are not given stay as they are. Each server counts by itself.
+    Limits that are not given stay as they are. Several servers share them evenly.
     """
     if not limits:
         raise click.UsageError("give at least one of --requests-per-minute, --tokens-per-minute and --tokens-per-day")

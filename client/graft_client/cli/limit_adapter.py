@@ -25,7 +25,7 @@ from graft_client.cli.session import Session, with_session
 def limit(session: Session, adapter: str, limits: dict[str, int | None]) -> None:
     """Change how much an adapter may be asked by all keys together, in all its versions; without options, show it.
 
-    More is answered 429 from then on. Limits that are not given stay as they are. Each server counts by itself.
+    More is answered 429 from then on. Limits that are not given stay as they are. Several servers share them evenly.
     """
     with session.client() as client:
         found = client.limit_adapter(adapter, **limits) if limits else client.adapter(adapter)

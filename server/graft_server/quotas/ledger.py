@@ -74,6 +74,7 @@ class Ledger:
     """See the module. ``now`` is in seconds of a clock that does not go back."""
 
     def __init__(self) -> None:
+        self._share = 1.0
         self._buckets: dict[tuple[Owner, Rate], Bucket] = {}
         self._look_at = _FEW
 
@@ -112,10 +113,16 @@ class Ledger:
             key = (claim.owner, rate)
             bucket = self._buckets.get(key)
             if bucket is None or bucket.limit != limit:
-                bucket = self._buckets[key] = Bucket(limit, rate.period)
+                bucket = self._buckets[key] = Bucket(limit, rate.period, self._share)
                 self._forget(now)
             found.append((rate, bucket))
         return found
+
+    def share_out(self, share: float, now: float) -> None:
+        """Enforce this share of every limit from now on: others enforce the rest."""
+        self._share = share
+        for bucket in self._buckets.values():
+            bucket.share_out(share, now)
 
     def _forget(self, now: float) -> None:
         """Drop the buckets that are as new ones, once there are twice as many as the last time."""

@@ -1,7 +1,7 @@
 """The ledger of a running server: knows the limits, counts each model request, and says so in headers.
 
-Each server counts for itself and in memory: several servers of one registry let through as many times the limit, and a
-server that was started anew begins with full buckets.
+Each server counts for itself and in memory, without asking anybody: of several servers of one registry each enforces
+its equal share of every limit. A server that was started anew begins with full buckets, of its share.
 """
 
 from __future__ import annotations
@@ -66,12 +66,18 @@ class Meter:
         self._adapter_defaults = adapter_defaults
         self._refused = refused
         self._ledger = Ledger()
+        self._servers = 1
         self._limits: Mapping[str, Limits] = {}
         self._until = float("-inf")
 
     def changed(self) -> None:
         """Limits of an adapter were changed here: look again at once."""
         self._until = float("-inf")
+
+    def share_among(self, servers: int) -> None:
+        """So many servers enforce the limits, this one included."""
+        self._servers = servers
+        self._ledger.share_out(1 / servers, time.monotonic())
 
     @asynccontextmanager
     async def charged(
@@ -97,7 +103,7 @@ class Meter:
             )
         except LimitError as error:
             self._refused.labels(error.owner.kind, error.rate.figure).inc()
-            raise _problem(account, error) from error
+            raise _problem(account, error, self._servers) from error
         try:
             yield charges
         finally:
@@ -127,7 +133,7 @@ class Meter:
             own = [bucket for rate, bucket in buckets if rate.figure == figure]
             if own:
                 tightest = min(own, key=lambda bucket: (bucket.remaining(now), bucket.limit))
-                headers[f"x-ratelimit-limit-{figure}"] = str(tightest.limit)
+                headers[f"x-ratelimit-limit-{figure}"] = str(tightest.capacity)
                 headers[f"x-ratelimit-remaining-{figure}"] = str(tightest.remaining(now))
                 headers[f"x-ratelimit-reset-{figure}"] = duration(tightest.reset(now))
         return headers
@@ -158,12 +164,14 @@ def duration(seconds: float) -> str:
     return (f"{hours}h" if hours else "") + f"{minutes}m{rest}s"
 
 
-def _problem(account: Account, error: LimitError) -> ProblemError:
+def _problem(account: Account, error: LimitError, servers: int) -> ProblemError:
     rate = error.rate
     who = account.title if error.owner == account.owner else f"adapter {error.owner.name!r}"
     limit = f"{who} has {error.limit} {rate.figure} a {rate.period_name}"
     asks = f", and this request asks for up to {error.wanted}" if rate.figure == "tokens" else ""
     if error.retry_after is None:
         return ProblemError("beyond-limit", f"{limit}{asks}; ask for fewer with `max_tokens`, or send a shorter prompt")
+    if servers > 1:
+        limit = f"{limit}, in equal shares at {servers} servers"
     wait = f"{math.ceil(error.retry_after)} s"
     return ProblemError("rate-limited", f"{limit}{asks}; try again in {wait}", retry_after=error.retry_after)

@@ -109,3 +109,112 @@ def test_what_has_come_back_by_itself_is_not_given_back_again() -> None:
     bucket.reserve(10, 10.0)
     bucket.settle(old, 0)
     assert bucket.wait(1, 10.0) == pytest.approx(1.0)
+
+
+class Servers(RuleBasedStateMachine):
+    """Servers that come and go enforce one limit together, with no word to each other but how many they are."""
+
+    LIMIT = 60
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.buckets = [Bucket(self.LIMIT, 60.0)]
+        self.open: list[tuple[Bucket, Reserved]] = []
+        self.let_through = 0.0
+        #: What the limit allows: its bucket, what refills it, and the buckets of new servers.
+        self.allowed = float(self.LIMIT)
+
+    @rule(seconds=st.floats(0, 40))
+    def time_goes_by(self, seconds: float) -> None:
+        self.now += seconds
+        self.allowed += seconds
+
+    @rule(server=st.integers(0, 5), units=st.integers(1, 15), used=st.integers(0, 15) | st.none())
+    def ask(self, server: int, units: int, used: int | None) -> None:
+        """Some requests take what they reserve, others settle later for less."""
+        bucket = self.buckets[server % len(self.buckets)]
+        if units <= self.LIMIT / len(self.buckets) and bucket.wait(units, self.now) == 0:
+            step = bucket.reserve(units, self.now)
+            self.let_through += units
+            if used is None:
+                self.open.append((bucket, step))
+            elif used < units:
+                bucket.settle(step, used)
+                self.let_through -= units - used
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        bucket, step = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+        used = data.draw(st.integers(0, int(step.units)))
+        if bucket in self.buckets:
+            before = bucket.remaining(self.now)
+            self.let_through -= step.units - used
+            bucket.settle(step, used)
+            assert bucket.remaining(self.now) >= before
+
+    @precondition(lambda self: len(self.buckets) < 4)
+    @rule()
+    def one_comes(self) -> None:
+        share = 1 / (len(self.buckets) + 1)
+        self.share_out(share)
+        self.buckets.append(Bucket(self.LIMIT, 60.0, share))
+        self.allowed += self.LIMIT * share
+
+    @precondition(lambda self: len(self.buckets) > 1)
+    @rule(which=st.integers(0, 3))
+    def one_goes(self, which: int) -> None:
+        del self.buckets[which % len(self.buckets)]
+        self.share_out(1 / len(self.buckets))
+
+    def share_out(self, share: float) -> None:
+        for bucket in self.buckets:
+            before = bucket.remaining(self.now)
+            bucket.share_out(share, self.now)
+            # Nobody is given anything by a change, beyond the rounding to whole units.
+            assert bucket.remaining(self.now) <= before + 1
+
+    @invariant()
+    def all_together_let_through_what_the_limit_says(self) -> None:
+        assert self.let_through <= self.allowed + EPSILON * self.LIMIT
+
+
+TestServers = Servers.TestCase
+
+
+@given(servers=st.integers(1, 8), units=st.integers(1, 60))
+def test_any_request_of_the_limit_fits_in_however_many_servers_there_are(servers: int, units: int) -> None:
+    bucket, now, times = Bucket(60, 60.0, 1 / servers), 1000.0, []
+    while now < 1000.0 + 60 * 60 * 24:
+        now += bucket.wait(units, now) + EPSILON
+        times.append(now)
+        bucket.settle(bucket.reserve(units, now), units)
+        if len(times) == 20:
+            break
+    assert times[0] == pytest.approx(1000.0)
+    # In the long run at the rate of the share, with at most a bucket, or one request, to begin with.
+    burst = max(60 / servers, units)
+    assert 20 * units <= burst + (times[-1] - 1000.0) / servers + units * 1e-3 + 1e-3
+    assert bucket.wait(61, now + 10**6) > 0
+
+
+def test_a_full_bucket_stays_full_of_what_it_is_to_hold() -> None:
+    bucket = Bucket(60, 60.0)
+    bucket.share_out(1 / 3, 0.0)
+    assert (bucket.remaining(0.0), bucket.capacity) == (20, 20)
+    # Two servers are gone, and nobody knows what they had left: it comes back by itself, within the period.
+    bucket.share_out(1.0, 0.0)
+    assert bucket.remaining(0.0) == 20
+    assert bucket.remaining(10.0) == 30
+    assert bucket.remaining(40.0) == 60
+
+
+def test_what_is_reserved_across_a_change_is_given_back_in_full_but_not_twice() -> None:
+    bucket = Bucket(60, 60.0)
+    step = bucket.reserve(40, 0.0)
+    bucket.share_out(0.5, 0.0)
+    assert bucket.remaining(0.0) == 10
+    bucket.settle(step, 0)
+    assert bucket.remaining(0.0) == 30
+    assert bucket.remaining(1000.0) == 30

@@ -37,6 +37,45 @@ def left(answer: httpx.Response, figure: str = "requests") -> int:
     return int(answer.headers[f"x-ratelimit-remaining-{figure}"])
 
 
+async def test_two_servers_let_through_what_the_limit_says(services: Services, tmp_path: Path, admin: str) -> None:
+    other = make_services(tmp_path / "other", database_url=f"sqlite:///{services.settings.data_dir / 'registry.db'}")
+    headers = key_with(services, requests_per_minute=6, tokens_per_minute=1000)
+    running = [asyncio.create_task(each.presence.run()) for each in (services, other)]
+    async with in_memory(services) as first, in_memory(other) as second:
+
+        async def both_know() -> None:
+            while {services.presence.servers, other.presence.servers} != {2}:
+                await asyncio.sleep(0.05)
+
+        await asyncio.wait_for(both_know(), 10)
+        answers = [
+            await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+            for _ in range(6)
+            for client in (first, second)
+        ]
+        assert [answer.status_code for answer in answers] == [200] * 6 + [429] * 6
+        assert [left(answer) for answer in answers[:6]] == [2, 2, 1, 1, 0, 0]
+        assert {answer.headers["x-ratelimit-limit-requests"] for answer in answers} == {"3"}
+        assert "6 requests a minute, in equal shares at 2 servers" in answers[-1].json()["error"]["message"]
+        # A third of a unit comes back each ten seconds, half of that at each server.
+        assert 15 <= int(answers[-1].headers["Retry-After"]) <= 20
+        # More than the share of one server, and less than the limit: it fits in, as it did with one server.
+        large = {**CHAT, "max_tokens": 70}
+        one = key_with(services, tokens_per_minute=100)
+        assert (await first.post("/v1/chat/completions", json=large, headers=one)).status_code == 200
+        too_large = await first.post("/v1/chat/completions", json={**CHAT, "max_tokens": 500}, headers=one)
+        assert too_large.status_code == 400
+        # The other one ends, and this one enforces all of the limit.
+        running[1].cancel()
+        await other.presence.leave()
+        while services.presence.servers != 1:
+            await asyncio.sleep(0.05)
+        later = await first.post("/v1/chat/completions", json=CHAT, headers=key_with(services, requests_per_minute=6))
+        assert (later.headers["x-ratelimit-limit-requests"], left(later)) == ("6", 5)
+    running[0].cancel()
+    other.registry.close()
+
+
 async def test_requests_a_minute_of_a_key(client: httpx.AsyncClient, services: Services, admin: str) -> None:
     headers = key_with(services, requests_per_minute=2)
     first, second, third = [await client.post("/v1/chat/completions", json=CHAT, headers=headers) for _ in range(3)]
