@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ pytestmark = pytest.mark.torch
 #: Seconds within which every server does what one was told.
 SOON = 2.0
 LEASE = 3
+#: Seconds for which the database is away.
+OUTAGE = 30.0
+#: Seconds that nothing takes meanwhile.
+PROMPTLY = 5.0
 #: Some seconds of training.
 LONG = {"max_steps": 100, "epochs": 100, "batch_size": 4, "checkpoint_every": 10, "eval_rows": 1, "r": 4}
 SHORT = {"max_steps": 3, "epochs": 3, "eval_rows": 1}
@@ -253,7 +258,36 @@ class Stream:
         return self.events[-1]["event"]
 
 
-def test_a_database_that_is_away_ends_no_answer_and_loses_nothing(
+class Caller:
+    """Somebody who asks for an answer again and again, and how that went."""
+
+    def __init__(self, server: ServerProcess, ref: str) -> None:
+        #: When each request began and how long it took, in seconds, and who answered.
+        self.answers: list[tuple[float, float, str | None]] = []
+        self._body = {"adapter": ref, "task": "chat", "text": "red", "sampling": {"max_tokens": 1}}
+        self._server = server
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+        eventually(lambda: len(self.answers) >= 3, what="answers")
+
+    def _ask(self) -> None:
+        with self._server.http() as http:
+            while not self._over.wait(0.1):
+                begun = time.monotonic()
+                response = http.post("/api/predict", json=self._body)
+                who = response.json()["adapter"] if response.status_code == 200 else response.text
+                self.answers.append((begun, time.monotonic() - begun, who))
+
+    def between(self, begin: float, end: float) -> list[tuple[float, float, str | None]]:
+        """What was asked in this time; ends the asking."""
+        self._over.set()
+        self._thread.join(timeout=60)
+        assert not self._thread.is_alive()
+        return [answer for answer in self.answers if begin <= answer[0] <= end]
+
+
+def test_a_database_that_is_away_for_half_a_minute_ends_no_answer_and_loses_nothing(
     pair: tuple[ServerProcess, ServerProcess], database: PostgreSQL, translations: Path
 ) -> None:
     first, second = pair
@@ -261,18 +295,28 @@ def test_a_database_that_is_away_ends_no_answer_and_loses_nothing(
     job = train(first, translations, "patient", LONG)
     eventually(lambda: "running" in states(first, job), what="at work")
     stream = Stream(second)
+    callers = [Caller(server, "de@steady") for server in pair]
     database.stop()
-    back = time.monotonic() + LEASE + 1
+    gone = time.monotonic()
     try:
         with first.http() as http:
             refused = http.post("/api/adapters/de/aliases/steady", json={"version": 2})
+        assert time.monotonic() - gone < PROMPTLY
         assert (refused.status_code, refused.json()["code"]) == (503, "registry-unavailable")
         assert "does not answer; nothing was changed, try again soon" in refused.json()["detail"]
         assert stream.end() == "result"
-        # Long enough for the claim of the job to run out.
-        time.sleep(max(0.0, back - time.monotonic()))
+        # Also long enough for the claim of the job to run out.
+        time.sleep(max(0.0, gone + OUTAGE - time.monotonic()))
     finally:
+        back = time.monotonic()
         database.start()
+    assert back - gone >= OUTAGE
+    for caller in callers:
+        asked = caller.between(gone, back)
+        assert {who for _, _, who in asked} == {"de@1"}
+        assert max(took for _, took, _ in asked) < PROMPTLY
+        ends = [gone, *(begun + took for begun, took, _ in asked), back]
+        assert max(later - earlier for earlier, later in pairwise(ends)) < PROMPTLY, "no pause in all that time"
     assert [answering(server, "de@steady") for server in pair] == ["de@1"] * 2
     first.graft("adapters", "promote", "de@2", "steady")
     soon(lambda: answering(second, "de@steady") == "de@2", "promoted")

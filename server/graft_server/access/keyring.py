@@ -1,4 +1,5 @@
-"""Keys, as a running server knows them: looked up in the registry, trusted for half a second, watched while in use."""
+"""Keys, as a running server knows them: looked up in the registry, trusted for half a second (some minutes while the
+database is away), watched while in use."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from graft_server.access.lease import Lease
 from graft_server.access.principal import ANYONE, LOCAL, Principal
 from graft_server.problems import ProblemError
 from graft_server.registry import Registry
+from graft_server.registry.errors import UnavailableError
 from graft_server.registry.keys import digest_of, split
 from graft_server.registry.models import now
 from graft_server.registry.records import KeyRecord
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds for which a key that was looked up is not looked up again, and between two looks at those in use.
 _FRESH = 0.5
+#: Seconds for which a key that was looked up holds while the database does not answer.
+_TRUSTED = 300.0
 _MOST_KNOWN = 10_000
 
 _UNKNOWN = "this is no key of this server"
@@ -32,7 +36,8 @@ class Keyring:
     def __init__(self, registry: Registry, *, local_only: bool = True) -> None:
         self.local_only = local_only
         self._registry = registry
-        self._known: dict[str, tuple[float, KeyRecord]] = {}
+        #: Each key with until when it is not looked up again, and until when it holds while the database is away.
+        self._known: dict[str, tuple[float, float, KeyRecord]] = {}
         self._locked = False
         self._looked = float("-inf")
         self._leases: dict[Lease, KeyRecord] = {}
@@ -41,7 +46,11 @@ class Keyring:
     async def locked(self) -> bool:
         """Whether a key is needed: there is one, or was."""
         if not self._locked and time.monotonic() - self._looked > _FRESH:
-            self._locked = await asyncio.to_thread(self._registry.has_keys)
+            try:
+                self._locked = await asyncio.to_thread(self._registry.has_keys)
+            except UnavailableError:
+                if self._looked == float("-inf"):
+                    raise
             self._looked = time.monotonic()
         return self._locked
 
@@ -95,14 +104,22 @@ class Keyring:
             del self._leases[lease]
 
     async def _find(self, identity: str) -> KeyRecord | None:
-        until, known = self._known.get(identity, (0.0, None))
+        until, trusted, known = self._known.get(identity, (0.0, 0.0, None))
         if known is not None and time.monotonic() < until:
             return known
-        key = await asyncio.to_thread(self._registry.key, identity)
+        try:
+            key = await asyncio.to_thread(self._registry.key, identity)
+        except UnavailableError:
+            # Whoever used it a moment ago goes on. Not for ever: this server may be the only one that is cut off, and
+            # the key be revoked at another one.
+            if known is None or time.monotonic() > trusted:
+                raise
+            self._known[identity] = (time.monotonic() + _FRESH, trusted, known)
+            return known
         if key is not None:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[identity] = (time.monotonic() + _FRESH, key)
+            self._known[identity] = (time.monotonic() + _FRESH, time.monotonic() + _TRUSTED, key)
         return key
 
     async def _look_after(self) -> None:

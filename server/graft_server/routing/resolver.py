@@ -18,6 +18,7 @@ from graft_server.problems import ProblemError
 from graft_server.registry import Registry
 from graft_server.registry.records import RouteRecord, VersionRecord
 from graft_server.routing.auto.choice import AutoRouter
+from graft_server.routing.remembered import Remembered
 from graft_server.routing.states import StateCache
 from graft_server.routing.weights import pick
 
@@ -55,8 +56,8 @@ class Route:
 
 
 class Resolver:
-    """Resolves names against the registry, so it always sees what was published last. Blocking: call it in a
-    thread."""
+    """Resolves names against the registry, so it always sees what was published last. While its database is away, a
+    name that was resolved before leads where it led the last time. Blocking: call it in a thread."""
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class Resolver:
         base_name: Callable[[], str] = lambda: "base",
     ) -> None:
         self._registry = registry
+        self._remembered = Remembered()
         self._host = host
         self._states = states
         self._auto = auto
@@ -100,11 +102,11 @@ class Resolver:
         if task is None:
             raise ProblemError("invalid-request", "name an adapter or a task")
         self._host.task(task)
-        record = self._registry.routes.find(task)
+        record = self._remembered(("route", task), lambda: self._registry.routes.find(task))
         if record is not None and record.task == task:
             say(f"the request names task {task}, which has a route")
             return self._weighted(record, key, say)
-        version = self._registry.latest_for_task(task)
+        version = self._remembered(("task", task), lambda: self._registry.latest_for_task(task))
         if version is None:
             note = f"no adapter serves task {task!r} yet, so the base model answers"
             say(note)
@@ -113,7 +115,7 @@ class Resolver:
         return self._version(version)
 
     def _named(self, ref: str, task: str | None, key: str | None, say: Say) -> Route:
-        target = self._registry.target(ref)
+        target = self._remembered(("name", ref), lambda: self._registry.target(ref))
         serves = target.task if isinstance(target, RouteRecord) else target.lineage.task
         if task is not None and task != serves:
             self._host.task(task)
