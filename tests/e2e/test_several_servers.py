@@ -95,6 +95,17 @@ def train(server: ServerProcess, data: Path, name: str, options: dict[str, Any])
     return str(server.json("train", "translation", "--data", data, "--name", name, *settings, "--detach")["id"])
 
 
+def train_on(server: ServerProcess, data: Path, name: str, options: dict[str, Any]) -> str:
+    """A job that this very server has claimed; where another one was faster, that job is cancelled for a new one."""
+    with server.client() as client:
+        here = client.status().name
+        while True:
+            job = train(server, data, name, options)
+            if eventually(lambda: client.job(job).server, what="claimed") == here:  # noqa: B023 - asked at once
+                return job
+            client.cancel_job(job)
+
+
 def finished(server: ServerProcess, job: str) -> JobInfo:
     with server.client() as client:
         for _ in client.job_events(job):
@@ -183,9 +194,8 @@ def test_a_job_goes_on_elsewhere_when_its_server_is_stopped_or_killed(
 ) -> None:
     first = pair[0]
     with start("doomed") as doomed:
-        hung = train(doomed, translations, "hung", LONG | {"max_steps": 30})
+        hung = train_on(doomed, translations, "hung", LONG | {"max_steps": 30})
         worker = doomed.child(WORKER)
-        assert first.json("jobs", "show", hung)["server"] == doomed.json("status")["name"]
         doomed.process.send_signal(signal.SIGSTOP)
         taken_over(first, hung)
         assert first.json("jobs", "show", hung)["server"] in {server.json("status")["name"] for server in pair}
@@ -195,7 +205,7 @@ def test_a_job_goes_on_elsewhere_when_its_server_is_stopped_or_killed(
         went_on(first, hung, "hung@1")
         assert "is not at work on this server any more" in doomed.log
 
-        killed = train(doomed, translations, "killed", LONG | {"max_steps": 50})
+        killed = train_on(doomed, translations, "killed", LONG | {"max_steps": 200})
         shared = doomed.data_dir.parent / "shared" / "checkpoints" / killed
         eventually(lambda: shared.is_dir() and any(shared.iterdir()), what="a checkpoint that others can read")
         doomed.kill()
