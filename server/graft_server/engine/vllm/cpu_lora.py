@@ -28,16 +28,21 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._native = native_lora()
         self._step: NativeStep | None = None
-        self._groups: list[RowGroup] = []
-        self._logit_groups: list[RowGroup] = []
+        self._grouped: list[RowGroup] | None = None
         self._packed: dict[int, PackedLayer] = {}
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """vLLM says which slot each token of the next step belongs to."""
         super().update_metadata(*args, **kwargs)
         self._step = sort_rows(self.token_lora_indices)
-        self._groups = group_rows(self.token_lora_indices.tolist(), self.device)
-        self._logit_groups = group_rows(self.sampler_indices.tolist(), self.device)
+        self._grouped = None
+
+    @property
+    def _groups(self) -> list[RowGroup]:
+        """The step's rows for batched products: laid out only for a step that has such products."""
+        if self._grouped is None:
+            self._grouped = group_rows(self.token_lora_indices.tolist(), self.device)
+        return self._grouped
 
     def add_lora_linear(
         self,
@@ -53,14 +58,15 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         if torch.compiler.is_compiling():
             super().add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, **kwargs)
             return
-        if not self._groups:
+        assert self._step is not None, "vLLM says whose rows they are before a layer has some"
+        if not self._step.struct.count:
             return
         key = id(lora_a_stacked[0])
         layer = self._packed.get(key)
         if layer is None:
             layer = self._packed[key] = PackedLayer(lora_a_stacked, lora_b_stacked)
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        if self._native is not None and self._step is not None and self._native.serves(y, x, layer.up):
+        if self._native is not None and self._native.serves(y, x, layer.up):
             self._native.add(y, x, layer.native, self._step, scale)
         else:
             self._add_products(y, x, layer, scale)
@@ -79,6 +85,8 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         if torch.compiler.is_compiling():
             super().add_lora_embedding(y, x, lora_b_stacked, add_inputs, **kwargs)
             return
+        if not x.any():  # nobody's adapter has embeddings
+            return
         for group in self._groups:
             group.add(y, torch.bmm(group.read(x), lora_b_stacked[group.places].squeeze(1).transpose(1, 2)))
 
@@ -93,7 +101,9 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     ) -> None:
         """Add each row's adapter to the logits ``y`` (``[T, vocabulary]``). vLLM's own also does the product for base
         rows and for adapters that leave the output layer alone, which costs more than all other layers together."""
-        for group in self._logit_groups:
+        if not lora_a_stacked.any():
+            return
+        for group in group_rows(self.sampler_indices.tolist(), self.device):
             down = lora_a_stacked[group.places].squeeze(1)
             if not down.any():
                 continue

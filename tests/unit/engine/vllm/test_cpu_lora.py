@@ -116,3 +116,35 @@ def test_logits() -> None:
     assert not y[1].any()
     for row, slot in ((0, 0), (2, 3)):
         torch.testing.assert_close(y[row], b[0][slot, 0] @ (a[0][slot, 0] @ x[row]), rtol=1e-4, atol=1e-4)
+
+
+def test_logits_of_adapters_that_leave_the_output_layer_alone() -> None:
+    x, y = torch.randn(3, WIDTH), torch.randn(3, 100)
+    before = y.clone()
+    a, b = torch.zeros(SLOTS, 1, RANK, WIDTH), torch.randn(SLOTS, 1, 100, RANK)
+    prepared(GroupedPunicaWrapper, (1, 0, 4)).add_lora_logits(y, x, a, b, 1.0)
+    assert torch.equal(y, before)
+
+
+def test_embeddings() -> None:
+    ids = (1, 0, 4)
+    _, (b,) = stacks((100,))
+    # Rows of A as vLLM looks them up: it has some for base rows too, of whichever slot.
+    rows, y = torch.randn(3, RANK), torch.zeros(3, 100)
+    prepared(GroupedPunicaWrapper, ids).add_lora_embedding(y, rows, b)
+    assert not y[1].any()
+    for row, slot in ((0, 0), (2, 3)):
+        torch.testing.assert_close(y[row], b[slot, 0] @ rows[row], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("inner_loop")
+def test_each_step_has_its_own_rows() -> None:
+    wrapper = prepared(GroupedPunicaWrapper, (1, 2, 0))
+    x, (a, b) = torch.randn(3, WIDTH), stacks((48,))
+    y = torch.ones(3, 48)
+    wrapper.add_lora_linear(y, x, a, b, 1.0, (48,))
+    for ids in ((0, 4, 3), (0, 0, 0), (2, 2, 1)):
+        wrapper.update_metadata(LoRAMapping(ids, ids, is_prefill=True), [1, 2, 3, 4], SLOTS, 100)
+        y = torch.ones(3, 48)
+        wrapper.add_lora_linear(y, x, a, b, 1.0, (48,))
+        torch.testing.assert_close(y, expected(ids, x, (48,)), rtol=1e-4, atol=1e-4)
