@@ -190,7 +190,8 @@ class AdapterSlots:
             del self._loading[engine_id]
             self.unpin(engine_id)
             for granted in self._waiters.pop(engine_id, []):
-                granted.set_exception(shown)
+                if not granted.done():  # its request has just given up
+                    granted.set_exception(shown)
             return
         del self._loading[engine_id]
         self._refs[engine_id] = source.ref

@@ -83,6 +83,21 @@ async def test_a_version_that_cannot_be_read_fails_and_takes_no_slot() -> None:
     adapters.check_integrity()
 
 
+async def test_one_that_gives_up_as_the_load_fails_keeps_nobody_waiting() -> None:
+    waiting: list[asyncio.Task[None]] = []
+
+    async def fail(source: AdapterSource) -> None:
+        waiting[0].cancel()
+        raise AdapterLoadError("vLLM won't have it")
+
+    adapters = AdapterSlots(Slots(2), host_capacity=4, check=check, add=fail, remove=Recorder().remove)
+    waiting += [asyncio.create_task(adapters.acquire(source(1))) for _ in range(2)]
+    async with asyncio.timeout(5):
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError, AdapterLoadError]
+    adapters.check_integrity()
+
+
 async def test_unloading_waits_for_the_last_request_and_tells_vllm() -> None:
     adapters, vllm = make()
     await adapters.acquire(source(1))
