@@ -102,6 +102,23 @@ async def test_both_engines_answer_alike(base: BaseModel, adapters: list[Adapter
     assert vllm_scores == pytest.approx(scores, abs=1e-3)
 
 
+async def test_nobody_waits_for_a_compiler(
+    base: BaseModel, adapters: list[AdapterSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = tmp_path / "compiled"
+    compiled.mkdir()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+    engine = engine_of(base, "vllm")
+    await engine.start()
+    try:
+        sampling = SamplingParams(max_tokens=4, temperature=1.0, logprobs=2)
+        await text_of(engine, GenerateRequest("sampled", PromptInput(text="Hello"), sampling, adapters[0]))
+        await engine.score(ScoreRequest("scored", PromptInput(text="Hello"), ("yes", "no"), None))
+    finally:
+        await engine.stop()
+    assert not [path for path in compiled.rglob("*") if path.is_file()]
+
+
 async def test_a_model_that_vllm_cannot_step_fails_at_the_start(tmp_path: Path) -> None:
     # Heads of 16 numbers: vLLM loads the model, and has no attention for it on CPUs.
     engine = engine_of(resolve(str(save_tiny_model(tmp_path / "model")), tmp_path / "cache"), "vllm")

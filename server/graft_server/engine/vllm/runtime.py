@@ -93,6 +93,10 @@ class Runtime:
         on_cpu = platform() == "cpu"
         # It would be stronger than the argument, and is in whole GiB.
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        if on_cpu:
+            # Else vLLM compiles a small function for the first request with log-probabilities, for half a minute, while
+            # everybody waits; as it stands it takes milliseconds.
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         arguments = AsyncEngineArgs(
             model=path,
             dtype=dtype,
