@@ -145,10 +145,19 @@ async def test_a_killed_core_is_rebuilt_under_load(
     await engine.start()
     try:
         expected = [await text_of(engine, ask(f"before{i}", "Hello", adapter)) for i, adapter in enumerate(adapters)]
+        scored = ScoreRequest("score", PromptInput(text="Hello"), ("yes", "no"), adapters[0])
+        scores = await engine.score(scored)
         streams = [engine.generate(ask(f"load{i}", "Hello", adapter, 400)) for i, adapter in enumerate(adapters)]
         await asyncio.gather(*(anext(stream) for stream in streams))
         assert engine.pid is not None
         core = psutil.Process(engine.pid).children(recursive=True)
+        # Stopped first, so that these are in its hands, and unanswered, when it dies.
+        for process in core:
+            process.suspend()
+        fresh = random_adapter(base, "lora", tmp_path / "fresh", seed=9, engine_id=9, r=4)[0]
+        scoring = asyncio.create_task(engine.score(scored))
+        loading = asyncio.create_task(text_of(engine, ask("loading", "Hello", fresh)))
+        await asyncio.sleep(0.5)
         for process in core:
             process.kill()
         with pytest.raises(EngineDiedError):
@@ -157,6 +166,8 @@ async def test_a_killed_core_is_rebuilt_under_load(
         assert engine.state == "rebuilding"
         again = [text_of(engine, ask(f"after{i}", "Hello", adapter)) for i, adapter in enumerate(adapters)]
         assert await asyncio.gather(*again) == expected
+        assert [one.logprob for one in (await scoring).scores] == pytest.approx([one.logprob for one in scores.scores])
+        assert await loading not in expected
         assert engine.restarts == 1
         assert {adapter.ref for adapter in adapters} <= set((await engine.stats()).loaded)
         assert not [process for process in core if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]

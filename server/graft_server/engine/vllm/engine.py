@@ -116,8 +116,8 @@ class VllmEngine:
             Slots(config.max_slots),
             host_capacity=self._host_capacity,
             check=self._check,
-            add=self.runtime.add_lora,
-            remove=self.runtime.remove_lora,
+            add=lambda source: self._alive(self.runtime.add_lora(source)),
+            remove=lambda engine_id: self._alive(self.runtime.remove_lora(engine_id)),
         )
         self.capabilities = Capabilities(
             engine="vllm",
@@ -250,11 +250,14 @@ class VllmEngine:
         prompt = self._inputs.prompt(request.prompt)
         if len(prompt) + max(map(len, targets)) >= self._inputs.longest:
             raise self._inputs.too_long(len(prompt))
-        async with _Held(self.adapters, request.adapter), asyncio.TaskGroup() as group:
-            scores = [
-                group.create_task(self._score_one(f"{request.id}/{at}", prompt, target, request.adapter))
-                for at, target in enumerate(targets)
-            ]
+        try:
+            async with _Held(self.adapters, request.adapter), asyncio.TaskGroup() as group:
+                scores = [
+                    group.create_task(self._score_one(f"{request.id}/{at}", prompt, target, request.adapter))
+                    for at, target in enumerate(targets)
+                ]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed  # whoever reports it tells them apart by their types
         result = tuple(task.result() for task in scores)
         scored = sum(len(target) for target in targets)
         self._events.scored(request.id, ScoreResult(result, prompt_tokens=len(prompt), scored_tokens=scored))
@@ -367,6 +370,13 @@ class VllmEngine:
             except EngineDeadError:
                 self._die()
             await asyncio.sleep(_HEALTH_SECONDS)
+
+    async def _alive(self, work: Awaitable[None]) -> None:
+        """Have vLLM do something for an adapter. That its core has died is no fault of the adapter's."""
+        try:
+            await work
+        except EngineDeadError:
+            self._die()
 
     def _die(self) -> None:
         logger.error("vLLM's core has died; ending the engine with it")
