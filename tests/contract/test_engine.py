@@ -449,7 +449,7 @@ async def test_an_engine_that_cannot_read_its_server_is_replaced(engine: Supervi
     assert engine._writer is not None
     engine._writer.write(HEADER.pack(7) + b"garbage")
     # Sent behind it, so that the old engine never sees it.
-    assert await asyncio.wait_for(text_of(engine, ask("behind")), timeout=60) == expected
+    assert await asyncio.wait_for(text_of(engine, ask("behind")), timeout=180) == expected
     assert engine.restarts == restarts + 1
 
 
@@ -463,7 +463,7 @@ async def test_a_killed_engine_has_its_pins_again(engine: SupervisedEngine, base
     async def rebuilt() -> bool:
         return engine.state == "ready" and pinned.ref in (await engine.stats()).loaded
 
-    await wait_for(rebuilt, "the pinned adapter is not there again", seconds=60)
+    await wait_for(rebuilt, "the pinned adapter is not there again", seconds=180)
     for source in others * 2:
         await text_of(engine, ask("turn", adapter=source))
         assert pinned.ref in (await engine.stats()).loaded
