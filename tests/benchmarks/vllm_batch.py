@@ -2,7 +2,9 @@
 
 Each side is an engine of its own in its own process, eager, warmed up by such a batch; 32 new tokens a sequence. The
 base is measured without ``enable_lora``: what LoRA costs the base model itself is not hidden in the denominator.
-The figures are generated tokens a second. Two more sides are the torch engine's, for the choice between the engines.
+The figures are generated tokens a second. All compute in the type that our server chooses: bfloat16 where the processor
+multiplies it; elsewhere its products are several times as slow, and would hide what LoRA costs. Two more sides are the
+torch engine's, for the choice between the engines.
 
     PYTHONPATH=tests python tests/benchmarks/vllm_batch.py --base-model FOLDER
 """
@@ -22,6 +24,7 @@ from direct import DirectEngine, fresh_prompts
 from options import Samples, parser, turns
 from report import ratio, write_report
 
+from graft_server.base_model.device import choose_dtype
 from graft_server.bench.random_adapters import locate
 from graft_server.children import compute_environment
 from graft_server.engine.base import AdapterSource, GenerateRequest, PromptInput
@@ -41,7 +44,7 @@ def measure(base: str, folder: Path, *, lora: bool) -> float:
     own: dict[str, Any] = {"enable_lora": True, "max_loras": ADAPTERS, "max_lora_rank": RANK, "max_cpu_loras": 64}
     llm = LLM(
         model=base,
-        dtype="bfloat16",
+        dtype=choose_dtype("auto", "cpu"),
         enforce_eager=True,
         max_num_seqs=SEQUENCES,
         max_model_len=1024,
@@ -61,7 +64,8 @@ def measure(base: str, folder: Path, *, lora: bool) -> float:
 
 def measure_torch(base: str, folder: Path, *, lora: bool) -> float:
     """The same of the torch engine."""
-    engine = DirectEngine(locate(base), dtype="bfloat16", max_slots=ADAPTERS, max_rank=RANK, kv_cache_mib=1024)
+    dtype = choose_dtype("auto", "cpu")
+    engine = DirectEngine(locate(base), dtype=dtype, max_slots=ADAPTERS, max_rank=RANK, kv_cache_mib=1024)
     adapters: list[AdapterSource | None] = [None]
     if lora:
         own = sources([folder / str(i) for i in range(ADAPTERS)], range(1, ADAPTERS + 1))

@@ -6,7 +6,8 @@ the same load generator; 64 sequences at once. With 512 clients some eight reque
 
 ``serve`` is ``vllm serve --enable-lora --max-loras 8`` as it ships; ``serve, our wrapper`` is the same with the wrapper
 of ``graft_server.engine.vllm`` and ``--enforce-eager``, which it needs. Our server on the torch engine is measured
-beside it, for the choice between the engines. ``--sides`` measures some of them, for the figures that need no others.
+beside it, for the choice between the engines. All compute in the type that our server chooses: bfloat16 where the
+processor multiplies it, else float32. ``--sides`` measures some of them, for the figures that need no others.
 
     PYTHONPATH=tests python tests/benchmarks/vllm_behind_server.py --base-model FOLDER
 """
@@ -31,6 +32,7 @@ from options import Samples, parser, turns
 from report import ratio, write_report
 
 from graft_server.base_model import BaseModel
+from graft_server.base_model.device import choose_dtype
 from graft_server.bench.random_adapters import locate
 from graft_server.engine.vllm.plugin import SWITCH
 from support.processes import eventually, running
@@ -48,7 +50,7 @@ def vllm_serve(base: BaseModel, adapters: dict[str, Path], *, wrapper: bool) -> 
         port = probe.getsockname()[1]
     # What `vllm serve` runs; that command itself asks for a distribution named `vllm`, which the CPU build is not.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base.path)]
-    command += ["--port", str(port), "--dtype", "bfloat16", "--max-model-len", "1024"]
+    command += ["--port", str(port), "--dtype", choose_dtype("auto", "cpu"), "--max-model-len", "1024"]
     command += ["--kv-cache-memory-bytes", str(1 << 30), "--enable-lora", "--max-loras", str(SLOTS)]
     command += [
         "--max-num-seqs",
