@@ -298,6 +298,21 @@ async def test_scoring(engine: SupervisedEngine, adapter: AdapterSource) -> None
     assert all(scored.logprob < 0 for scored in result.scores)
 
 
+@pytest.mark.parametrize("length", [20, 31, 32, 33, 64, 90])
+async def test_scores_do_not_depend_on_what_the_cache_has(
+    engine: SupervisedEngine, adapter: AdapterSource, length: int
+) -> None:
+    prompt = PromptInput(text=f"{length}: ".ljust(length, "x"))
+    candidates = ("y" * 40, "yy" * 40, "z" * 40)
+    first, again = [
+        await engine.score(ScoreRequest(f"{length} {time}", prompt, candidates, adapter)) for time in ("first", "again")
+    ]
+    alone = [await engine.score(ScoreRequest(f"{length} alone", prompt, (one,), adapter)) for one in candidates]
+    expected = pytest.approx([one.logprob for one in first.scores], abs=1e-3)
+    assert [one.logprob for one in again.scores] == expected
+    assert [result.scores[0].logprob for result in alone] == expected
+
+
 async def test_embedding(engine: SupervisedEngine) -> None:
     if engine.capabilities.engine == "vllm":
         with pytest.raises(InvalidRequestError, match="torch"):

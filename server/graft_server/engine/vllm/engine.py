@@ -265,10 +265,16 @@ class VllmEngine:
     async def _score_one(
         self, request_id: str, prompt: list[int], target: list[int], adapter: AdapterSource | None
     ) -> Scored:
-        total = 0.0
-        async for output in self.runtime.score(request_id, [*prompt, *target], adapter):
-            rows = output.prompt_logprobs[len(prompt) :]
-            total = sum(float(row[token].logprob) for row, token in zip(rows, target, strict=True))
+        tokens, total = [*prompt, *target], 0.0
+        # The prompt is computed for one candidate and found by the others. Where the cache has some of the candidate
+        # too, its log-probabilities are missing, and it is computed once more.
+        for reuse in (True, False):
+            stream = self.runtime.score(f"{request_id}/{reuse}", tokens, adapter, reuse=reuse)
+            outputs = [output async for output in stream]
+            if not reuse or outputs[-1].num_cached_tokens < len(prompt):
+                rows = outputs[-1].prompt_logprobs[len(prompt) :]
+                total = sum(float(row[token].logprob) for row, token in zip(rows, target, strict=True))
+                break
         return Scored(total, len(target))
 
     def _decode(self, tokens: Sequence[int]) -> str:

@@ -38,6 +38,9 @@ REFUSALS = (VLLMClientError, ValueError)
 #: On CPUs vLLM computes in a process of its own, which gets all cores but one; the core's process waits for each of its
 #: steps in a busy loop on that one. In the core's own process all cores compute.
 _IN_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+#: Tokens in a block of the cache on CPUs, the fewest that its attention takes. Only whole blocks are reused, and by
+#: default they have 128 tokens, which few prompts of a small model fill.
+_CPU_BLOCK = 32
 #: Alternatives that a request may ask for with each token.
 _MOST_LOGPROBS = 64
 
@@ -114,6 +117,7 @@ class Runtime:
             # The groups of a step's rows are no part of a compiled graph; see ``cpu_lora``.
             enforce_eager=on_cpu,
             distributed_executor_backend=_IN_CORE if on_cpu else None,
+            block_size=_CPU_BLOCK if on_cpu else None,
             # White space between JSON's parts would let a small model fill its whole answer with it.
             structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
             disable_log_stats=True,
@@ -161,12 +165,19 @@ class Runtime:
         )
         return self._start(request_id, tokens, params, adapter)
 
-    def score(self, request_id: str, tokens: Sequence[int], adapter: AdapterSource | None) -> AsyncGenerator[Any, None]:
-        """One output, whose ``prompt_logprobs`` has the log-probability of each token given those before it."""
+    def score(
+        self, request_id: str, tokens: Sequence[int], adapter: AdapterSource | None, *, reuse: bool
+    ) -> AsyncGenerator[Any, None]:
+        """One output, whose ``prompt_logprobs`` has the log-probability of each token given those before it.
+
+        With ``reuse`` tokens that the cache has are not computed again: there are as many as the output's
+        ``num_cached_tokens``, and what ``prompt_logprobs`` has for these is not filled in.
+        """
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
             prompt_logprobs=0,
+            skip_reading_prefix_cache=not reuse,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
