@@ -139,7 +139,7 @@ class KeptFiles:
         """
         if not folder.is_dir():
             return
-        for path in sorted(folder.iterdir()):
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
             record = self._documents.by_ids("file", [path.name]).get(path.name)
             if record is not None and "digest" not in record.data:
                 self._adopt(path)

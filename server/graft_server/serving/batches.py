@@ -11,9 +11,8 @@ import logging
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from graft_client.schemas.openai_files import BatchLine
 from graft_plugins.reader import DataError
@@ -21,7 +20,7 @@ from graft_server.access.keyring import Keyring
 from graft_server.problems import ProblemError, as_problem
 from graft_server.registry import Registry
 from graft_server.registry.documents import DocumentRecord, Documents
-from graft_server.registry.errors import ConflictError, StoreUnavailableError, UnknownError
+from graft_server.registry.errors import ConflictError, UnknownError
 from graft_server.registry.outages import Outlasting
 from graft_server.registry.reading import hold
 from graft_server.serving.batch_results import PartialResults
@@ -37,10 +36,6 @@ _BATCHES = 8
 #: Seconds between two notes of how far a batch is.
 _PACE = 1.0
 _MOST_FAULTS = 50
-#: Seconds until an artefact store that did not answer is asked again.
-_STORE_PAUSE = 5.0
-
-T = TypeVar("T")
 
 #: A request's path and body -> its status and document. Raises ``ProblemError`` for what may go better later.
 Call = Callable[[str, dict[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]
@@ -139,7 +134,7 @@ class BatchRunner:
         settled: DocumentRecord | None = record
         if record.data["outcome"] is None:
             file = await self._ask(self._registry.kept_files.stored, record.data["input_file_id"])
-            with await _once_stored(lambda: hold(self._registry, file)):
+            with await self._ask.until(lambda: hold(self._registry, file)):
                 settled = await self._answer_file(record, run, file.content)
         if settled is not None:
             await self._publish(settled)
@@ -250,8 +245,7 @@ class BatchRunner:
             if data[field] is not None:
                 lifetime = data["output_lifetime"]
                 expires_at = None if lifetime is None else int(time.time()) + lifetime
-                store = partial(self._ask, self._store, record, folder / name, data[field], expires_at)
-                await _once_stored(store)
+                await self._ask(self._store, record, folder / name, data[field], expires_at)
         # The last word, whatever was asked meanwhile.
         at = {f"{data['outcome']}_at": int(time.time())}
         await self._ask(self._registry.documents.update, "batch", record.id, status=data["outcome"], **at)
@@ -298,16 +292,6 @@ class _Run:
         self.asking: asyncio.Future[None] | None = None
         #: Nothing more of it is to be asked.
         self.ending = asyncio.Event()
-
-
-async def _once_stored(call: Callable[[], Awaitable[T]]) -> T:
-    """What ``call`` gives, once the artefact store answers."""
-    while True:
-        try:
-            return await call()
-        except StoreUnavailableError as error:
-            log.warning("%s (next try in %g s)", error, _STORE_PAUSE)
-            await asyncio.sleep(_STORE_PAUSE)
 
 
 def _expire(results: PartialResults, lines: Iterator[BatchLine | DataError]) -> None:

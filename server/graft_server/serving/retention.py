@@ -16,8 +16,6 @@ log = logging.getLogger(__name__)
 
 #: Most seconds between two looks whether it is time.
 _LOOK = 60.0
-
-
 #: Responses removed in one transaction; other writers have their turn between two of them.
 _RESPONSES = 500
 

@@ -18,9 +18,9 @@ from openai.types import Batch
 from graft_client.schemas.limits import Limits
 from graft_server.app import batch_runner
 from graft_server.engine.base import GenerateRequest
+from graft_server.registry import outages
 from graft_server.registry.errors import StoreUnavailableError
 from graft_server.services import Services
-from graft_server.serving import batches
 from graft_server.serving.batch_results import PartialResults
 from graft_server.serving.batches import BatchRunner
 from support.openai_sdk import Sdk, openai_sdk
@@ -310,7 +310,7 @@ async def test_without_a_shared_store_files_stay_with_their_server(services: Ser
 async def test_a_batch_waits_for_a_store_that_is_away(
     sdk: Sdk, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "_STORE_PAUSE", 0.05)
+    monkeypatch.setattr(outages, "_FIRST_PAUSE", 0.05)
     add, tries = services.registry.kept_files.add, []
 
     def away(*args: Any, **kwargs: Any) -> Any:

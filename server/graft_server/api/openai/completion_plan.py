@@ -38,8 +38,12 @@ class CompletionPlan:
 
     def echoed(self, index: int, prompt: EchoedPrompt | None = None) -> str:
         """What stands before the text of a choice; where its prompt are tokens, the engine knows."""
+        if not self.body.echo:
+            return ""
         given = self.plans[index].prompt.text
-        return "" if not self.body.echo else given if given is not None else prompt.text if prompt is not None else ""
+        if given is not None:
+            return given
+        return prompt.text if prompt is not None else ""
 
     def logprobs(
         self, index: int, tokens: Sequence[TokenLogprob], prompt: EchoedPrompt | None, offset: int = 0

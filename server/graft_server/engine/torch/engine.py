@@ -320,6 +320,7 @@ class TorchEngine:
         batch, logits = self.runner.forward(chunks)
         self.scheduler.advance(chunks)
         answers: list[tuple[int, Answer]] = []
+        read: list[Answer] = []
         readings: dict[str, tuple[PromptReading, list[int], list[int]]] = {}
         scorings: dict[str, tuple[Scoring, list[int], list[int]]] = {}
         for row, (chunk, token_index) in enumerate(batch.wanted):
@@ -328,6 +329,9 @@ class TorchEngine:
                 _, rows, indices = scorings.setdefault(work.request.id, (work, [], []))
             elif work.reading is not None and token_index < work.prompt_tokens - 1:
                 _, rows, indices = readings.setdefault(work.request.id, (work.reading, [], []))
+            elif work.max_tokens == 0:
+                read.append(work)
+                continue
             else:
                 answers.append((row, work))
                 continue
@@ -335,6 +339,9 @@ class TorchEngine:
             indices.append(token_index)
         for reading, rows, indices in readings.values():
             reading.take(indices, logits[rows])
+        for answer in read:
+            self._finish(answer)
+            self._events.delta(answer.request.id, answer.end())
         if answers:
             self._take_tokens(answers, logits)
         for scoring, rows, indices in scorings.values():
@@ -344,14 +351,7 @@ class TorchEngine:
                 self._events.scored(scoring.request.id, result)
         self._step_seconds = time.monotonic() - now
 
-    def _take_tokens(self, computed: list[tuple[int, Answer]], logits: torch.Tensor) -> None:
-        for _, answer in computed:
-            if answer.max_tokens == 0:
-                self._finish(answer)
-                self._events.delta(answer.request.id, answer.end())
-        answers = [(row, answer) for row, answer in computed if answer.max_tokens > 0]
-        if not answers:
-            return
+    def _take_tokens(self, answers: list[tuple[int, Answer]], logits: torch.Tensor) -> None:
         rows = [row for row, _ in answers]
         picked = logits if rows == list(range(len(logits))) else logits[rows]
         picked = picked.float()
