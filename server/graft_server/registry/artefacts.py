@@ -30,9 +30,6 @@ from graft_server.registry.errors import (
 from graft_server.registry.stored import OWNER_FILE, StoredFile, manifest_digest, owner_document, owner_in
 from graft_server.whole_files import flush, write_whole
 
-#: Where the files lie that callers have kept, each in a folder of its own.
-KEPT_FILES = "kept-files"
-
 
 @dataclass(frozen=True, slots=True)
 class Staged:
@@ -63,7 +60,8 @@ class ArtefactStore:
         self.is_shared = shared is not None
         self.artefacts = self.place / "artefacts"
         self.datasets = self.place / "datasets"
-        self.kept_files = self.place / KEPT_FILES
+        #: Of callers, each in a folder of its own.
+        self.kept_files = self.place / "kept-files"
         #: Of jobs at work, where servers share a store; see ``checkpoints``.
         self.checkpoints = self.place / "checkpoints"
         self.jobs = root / "jobs"

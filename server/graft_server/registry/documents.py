@@ -11,13 +11,13 @@ from datetime import datetime, timedelta
 from itertools import islice, takewhile
 from typing import Any, Literal
 
-from sqlalchemy import delete, select
+from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
 from graft_server.registry.database import Database, next_number
 from graft_server.registry.errors import UnknownError
 from graft_server.registry.models import Document, now
-from graft_server.registry.visibility import EVERYTHING, visible
+from graft_server.registry.visibility import visible
 
 DocumentKind = Literal["file", "batch", "response", "fine-tuning"]
 
@@ -180,16 +180,9 @@ def _find(session: Session, kind: DocumentKind, identity: str, *, lock: bool = F
     return row
 
 
-def files_in(session: Session) -> set[str]:
-    """The ids of all kept files, whoever asks."""
-    query = select(Document.id).where(Document.kind == "file")
-    return set(session.scalars(query.execution_options(**{EVERYTHING: True})))
-
-
-def is_file(session: Session, identity: str) -> bool:
-    """Whether there is a kept file of this id, whoever asks."""
-    query = select(Document.id).where(Document.kind == "file", Document.id == identity)
-    return session.scalar(query.execution_options(**{EVERYTHING: True})) is not None
+def file_ids() -> Select[str]:
+    """The ids of kept files."""
+    return select(Document.id).where(Document.kind == "file")
 
 
 def record_of(row: Document) -> DocumentRecord:

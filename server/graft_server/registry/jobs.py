@@ -6,7 +6,7 @@ import secrets
 from datetime import timedelta
 from typing import Any, Literal, cast
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
 from graft_client.schemas.jobs import JobEvent, JobProgress, JobState
@@ -174,13 +174,12 @@ def resume(session: Session, job: Job) -> None:
     move(session, job, JobState.queued, reason="resumed")
 
 
-def with_checkpoints(session: Session) -> set[str]:
+def with_checkpoints() -> Select[str]:
     """The jobs whose checkpoints stay in the shared store: those that are not over, or may well be resumed."""
-    query = select(Job.id).where(
+    return select(Job.id).where(
         Job.state != JobState.succeeded.value,
         or_(Job.finished_at.is_(None), Job.finished_at > now() - _RESUMABLE),
     )
-    return set(session.scalars(query))
 
 
 def append_event(session: Session, job: Job, kind: EventKind, data: dict[str, Any]) -> Event:

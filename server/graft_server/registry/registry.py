@@ -24,12 +24,12 @@ from graft_server.registry.aliases import Aliases
 from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.checkpoints import Checkpoints
 from graft_server.registry.database import Database
-from graft_server.registry.documents import Documents, files_in
+from graft_server.registry.documents import Documents
 from graft_server.registry.errors import ConflictError, NotFetchedError, UnknownError, storage_errors
 from graft_server.registry.identity import server_id
 from graft_server.registry.jobs import EventKind
 from graft_server.registry.kept_files import KeptFiles
-from graft_server.registry.models import Adapter, Artefact, Dataset, Job, RouteRow, Setting, Version
+from graft_server.registry.models import Adapter, Dataset, Job, RouteRow, Setting, Version
 from graft_server.registry.records import (
     AdapterRecord,
     AuditRecord,
@@ -42,7 +42,7 @@ from graft_server.registry.records import (
     VersionRecord,
 )
 from graft_server.registry.routes import Routes, refuse_routed, route_record
-from graft_server.registry.sharing import Sharing
+from graft_server.registry.sharing import Sharing, rows_keeping
 from graft_server.registry.stores import open_store
 
 #: Where earlier releases kept callers' files in the data folder.
@@ -756,11 +756,11 @@ class Registry:
         with self._store.lock():
             with self._database.read() as session:
                 orphans = self._store.orphans(
-                    digests=set(session.scalars(select(Artefact.digest))),
-                    datasets=set(session.scalars(select(Dataset.id))),
-                    files=files_in(session),
+                    digests=set(session.scalars(rows_keeping("artefacts"))),
+                    datasets=set(session.scalars(rows_keeping("datasets"))),
+                    files=set(session.scalars(rows_keeping("kept-files"))),
                     jobs=set(session.scalars(select(Job.id))),
-                    checkpointed=jobs.with_checkpoints(session),
+                    checkpointed=set(session.scalars(rows_keeping("checkpoints"))),
                 )
             if not dry_run:
                 for folder in orphans:

@@ -8,14 +8,15 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from graft_server.registry import documents, jobs
-from graft_server.registry.artefacts import KEPT_FILES, ArtefactStore
+from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import Database
 from graft_server.registry.errors import ConflictError, StoreUnavailableError
 from graft_server.registry.models import Artefact, Dataset, Setting
+from graft_server.registry.visibility import EVERYTHING
 
 log = logging.getLogger(__name__)
 
@@ -94,22 +95,29 @@ class Sharing:
         self.claim()
         stored = self._store.abandoned()
         with self._database.read() as session:
-            named = {
-                *session.scalars(select(Artefact.digest)),
-                *session.scalars(select(Dataset.id)),
-                *documents.files_in(session),
-                *jobs.with_checkpoints(session),
-            }
-        orphans = [folder for folder in stored if _owner(folder) not in named]
+            kinds = {self._row_of(folder)[0] for folder in stored}
+            named = {(kind, row) for kind in kinds for row in session.scalars(rows_keeping(kind))}
+        orphans = [folder for folder in stored if self._row_of(folder) not in named]
         return orphans if dry_run else [folder for folder in orphans if self._discard(folder)]
 
     def _discard(self, folder: Path) -> bool:
         # Nobody commits a row that names the folder meanwhile: there is one writer at a time.
         with self._database.write() as session:
-            if _is_named(session, folder):
+            if self._is_named(session, folder):
                 return False
             self._store.discard(folder)
             return True
+
+    def _row_of(self, folder: Path) -> tuple[str, str]:
+        """The kind of a folder, and the row that has to be there for it to stay: a job for its checkpoints, else the
+        one that has the folder's own name."""
+        kind = folder.relative_to(self._store.place).parts[0]
+        return kind, folder.parent.name if kind == self._store.checkpoints.name else folder.name
+
+    def _is_named(self, session: Session, folder: Path) -> bool:
+        kind, row = self._row_of(folder)
+        query = rows_keeping(kind)
+        return session.scalar(query.where(query.selected_columns[0] == row)) is not None
 
     def _left_behind(self) -> dict[Path, Path]:
         """Folders of rows in the data folder, and where they belong."""
@@ -118,7 +126,7 @@ class Sharing:
         places |= {folder: self._store.datasets / folder.name for folder in old.datasets.glob("*")}
         places |= {folder: self._store.kept_files / folder.name for folder in old.kept_files.glob("*")}
         with self._database.read() as session:
-            return {folder: target for folder, target in places.items() if _is_named(session, target)}
+            return {folder: target for folder, target in places.items() if self._is_named(session, target)}
 
     def _identity(self) -> str:
         with self._database.read() as session:
@@ -131,19 +139,17 @@ class Sharing:
             return setting.value
 
 
-def _is_checkpoint(folder: Path) -> bool:
-    return folder.parent.parent.name == "checkpoints"
-
-
-def _owner(folder: Path) -> str:
-    """What has to be in the database for a folder to stay: a job for its checkpoints, else the folder's own name."""
-    return folder.parent.name if _is_checkpoint(folder) else folder.name
-
-
-def _is_named(session: Session, folder: Path) -> bool:
-    if folder.parent.name == KEPT_FILES:
-        return documents.is_file(session, folder.name)
-    if _is_checkpoint(folder):
-        return _owner(folder) in jobs.with_checkpoints(session)
-    model = Dataset if folder.parent.name == "datasets" else Artefact
-    return session.get(model, folder.name) is not None
+def rows_keeping(kind: str) -> Select[str]:
+    """The ids of the rows that keep folders of a kind, whoever asks: what he may not see stays as well."""
+    match kind:
+        case "artefacts":
+            query = select(Artefact.digest)
+        case "datasets":
+            query = select(Dataset.id)
+        case "kept-files":
+            query = documents.file_ids()
+        case "checkpoints":
+            query = jobs.with_checkpoints()
+        case _:
+            raise ValueError(f"the store has no folders of the kind {kind!r}")
+    return query.execution_options(**{EVERYTHING: True})
