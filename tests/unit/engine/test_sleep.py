@@ -24,6 +24,7 @@ from graft_server.engine.messages import EngineConfig
 from graft_server.engine.process import start_engine
 from graft_server.engine.supervisor import SupervisedEngine
 from support import sleeping_engine
+from support.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -95,9 +96,8 @@ async def test_one_that_dies_asleep_comes_back_when_it_is_to_wake() -> None:
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         waiting = asyncio.create_task(ask(engine, "quick"))
-        await asyncio.sleep(0.5)
+        await until(lambda: engine.restarts == 1)
         assert engine.state == "asleep"
-        assert engine.restarts == 1
         assert not waiting.done()
         await engine.wake()
         assert await asyncio.wait_for(waiting, 20) == "hello"

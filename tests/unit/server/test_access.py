@@ -235,12 +235,12 @@ async def test_the_last_admin_key_stays(client: httpx.AsyncClient, services: Ser
 
 @pytest.mark.parametrize("how", ["revoked", "expired"])
 async def test_a_key_that_ends_in_mid_stream(services: Services, admin: str, how: str) -> None:
-    soon = datetime.now(UTC) + timedelta(seconds=0.4) if how == "expired" else None
-    key = key_for(services, "query", expires_at=soon)
     engine = engine_of(services)
     engine.hold()
     body = {"model": "base", "messages": [{"role": "user", "content": "hi"}], "stream": True}
     async with on_socket(services) as (client, _):
+        soon = datetime.now(UTC) + timedelta(seconds=2) if how == "expired" else None
+        key = key_for(services, "query", expires_at=soon)
         asking = asyncio.create_task(client.post("/v1/chat/completions", json=body, headers=bearer(key)))
         native = asyncio.create_task(
             client.post("/api/predict/bulk", json={"items": [{"task": "chat", **ASK}] * 2}, headers=bearer(key))
@@ -248,7 +248,7 @@ async def test_a_key_that_ends_in_mid_stream(services: Services, admin: str, how
         await engine.until(lambda e: len(e.running) == 3)
         if how == "revoked":
             services.registry.revoke_key(key.split("_")[1])  # by another server
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             answer, bulk = await asking, await native
         assert answer.status_code == 401
         assert how in answer.json()["error"]["message"]
@@ -381,7 +381,7 @@ async def test_whatever_is_in_flight_ends_with_its_key(
         await asyncio.sleep(0.3)
         assert not asking.done()
         services.registry.revoke_key(key.split("_")[1])
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(10):
             answer = await asking
     assert not engine.running
     # Following a job ends; whoever does so is told why when they come back.

@@ -17,6 +17,7 @@ from graft_server.services import Services
 from graft_server.serving.cost import estimated_tokens
 from graft_server.serving.pipeline import Plan
 from support.serving import engine_of, in_memory, make_services, on_socket, sse
+from support.waiting import until
 
 NATIVE = {"adapter": "base", "text": "a b c"}
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "a b c"}]}
@@ -148,8 +149,7 @@ async def test_background_requests_let_others_go_first(narrow: Services) -> None
             waiting = narrow.predictor.queued
             body = {**NATIVE, "text": text, "priority": priority}
             calls.append(asyncio.create_task(client.post("/api/predict", json=body)))
-            while narrow.predictor.queued == waiting:
-                await asyncio.sleep(0.005)
+            await until(lambda: narrow.predictor.queued == waiting + 1)  # noqa: B023 - asked at once
         engine.release()
         await asyncio.gather(*calls)
     assert [request.prompt.messages[-1].content for request in engine.requests] == ["first", "person", "bulk"]

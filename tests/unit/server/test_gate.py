@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from itertools import count, cycle
+from itertools import cycle
 
 import pytest
 from hypothesis import given, settings
@@ -407,15 +407,17 @@ def test_interactive_requests_of_an_adapter_go_before_its_background() -> None:
 
 def test_admitting_is_fast_with_a_long_queue() -> None:
     """The bound is ten times what it takes on a slow machine: it is there to notice a scan of the whole queue."""
-    gate = Gate(slots=32, max_running=256, max_queued=4096)
-    numbers = count()
-    for _ in range(4000):
-        gate.offer(next(numbers) % 1000, 100, now=0)
-    running = gate.admit(0)
-    started = time.perf_counter()
-    now = 0.0
-    for _ in range(1000):
-        now += 0.05
-        gate.release(running.pop(0), now)
-        running += gate.admit(now)
-    assert time.perf_counter() - started < 1000 * 500e-6
+
+    def seconds() -> float:
+        gate = Gate(slots=32, max_running=256, max_queued=4096)
+        for number in range(4000):
+            gate.offer(number % 1000, 100, now=0)
+        running = gate.admit(0)
+        started = time.perf_counter()
+        for step in range(1, 1001):
+            now = step * 0.05
+            gate.release(running.pop(0), now)
+            running += gate.admit(now)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(3)) < 1000 * 500e-6

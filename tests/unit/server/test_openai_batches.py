@@ -26,6 +26,7 @@ from graft_server.serving.batches import BatchRunner
 from support.openai_sdk import Sdk, openai_sdk
 from support.scripted_engine import ScriptedEngine
 from support.serving import engine_of, make_services, publish
+from support.waiting import until
 
 CHAT = "/v1/chat/completions"
 
@@ -65,20 +66,14 @@ async def submit(sdk: Sdk, requests: Iterable[Any], *, window: Any = "24h", **fi
     return await sdk.asynchronous.batches.create(input_file_id=file.id, completion_window=window, **fields)
 
 
-async def holds(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def some_answered(services: Services, batch: Batch) -> Path:
     """Wait for a batch's first result; the folder where it keeps them."""
     output = services.settings.data_dir / "batches" / batch.id / "output.jsonl"
-    await holds(lambda: output.exists() and output.stat().st_size > 0)
+    await until(lambda: output.exists() and output.stat().st_size > 0)
     return output.parent
 
 
-async def until(sdk: Sdk, batch_id: str, stands: Callable[[Batch], bool]) -> Batch:
+async def batch_stands(sdk: Sdk, batch_id: str, stands: Callable[[Batch], bool]) -> Batch:
     async with asyncio.timeout(20):
         while not stands(batch := await sdk.asynchronous.batches.retrieve(batch_id)):
             await asyncio.sleep(0.02)
@@ -86,7 +81,7 @@ async def until(sdk: Sdk, batch_id: str, stands: Callable[[Batch], bool]) -> Bat
 
 
 async def ended(sdk: Sdk, batch_id: str) -> Batch:
-    return await until(sdk, batch_id, lambda b: b.status in ("completed", "failed", "expired", "cancelled"))
+    return await batch_stands(sdk, batch_id, lambda b: b.status in ("completed", "failed", "expired", "cancelled"))
 
 
 async def rows(sdk: Sdk, file_id: str | None) -> dict[str, Any]:
@@ -196,7 +191,7 @@ async def test_who_waits_for_an_answer_goes_first(tmp_path: Path) -> None:
         person = asyncio.create_task(
             sdk.asynchronous.chat.completions.create(model="base", messages=[{"role": "user", "content": "person"}])
         )
-        await holds(lambda: services.predictor.queued >= 1)
+        await until(lambda: services.predictor.queued >= 1)
         engine.release()
         await person
         await ended(sdk, batch.id)
@@ -287,7 +282,7 @@ async def test_a_batch_that_another_server_is_told_to_end_ends(services: Service
     engine_of(services).answer = lambda request: time.sleep(0.02) or "slow"
     async with openai_sdk(services) as sdk, at_work(services) as runner:
         busy = await submit(sdk, many(400))
-        await until(sdk, busy.id, lambda b: b.status == "in_progress")
+        await batch_stands(sdk, busy.id, lambda b: b.status == "in_progress")
         services.batches = None
         await sdk.asynchronous.batches.cancel(busy.id)
         assert (await ended(sdk, busy.id)).status == "cancelled"
@@ -378,7 +373,7 @@ async def test_a_batch_that_waits_for_its_turn_can_be_cancelled(sdk: Sdk, servic
     engine_of(services).hold()
     before = [await submit(sdk, many(1)) for _ in range(8)]
     waiting = await submit(sdk, many(1))
-    await until(sdk, waiting.id, lambda b: b.status == "in_progress")
+    await batch_stands(sdk, waiting.id, lambda b: b.status == "in_progress")
     await sdk.asynchronous.batches.cancel(waiting.id)
     assert (await ended(sdk, waiting.id)).status == "cancelled"
     engine_of(services).release()
@@ -447,9 +442,9 @@ async def test_a_full_queue_and_an_engine_that_is_away_only_take_longer(tmp_path
             )
             for _ in range(4)
         ]
-        await holds(lambda: services.predictor.queued >= 2)
+        await until(lambda: services.predictor.queued >= 2)
         batch = await submit(sdk, many(4))
-        await until(sdk, batch.id, lambda b: b.status == "in_progress")
+        await batch_stands(sdk, batch.id, lambda b: b.status == "in_progress")
         engine_of(services).release()
         await asyncio.gather(*people)
         done = await ended(sdk, batch.id)
@@ -517,7 +512,7 @@ async def test_a_batch_sees_what_its_key_sees_and_ends_with_it(services: Service
         running = await submit(sdk, many(200))
         await some_answered(services, running)
         services.registry.revoke_key(record.id)
-        await holds(lambda: services.registry.documents.get("batch", running.id).data["status"] == "failed")
+        await until(lambda: services.registry.documents.get("batch", running.id).data["status"] == "failed")
         _, later = services.registry.create_key("c", ["query"], tenant="acme")
         services.keyring.changed()
         # What was answered is the tenant's, who may have another key.

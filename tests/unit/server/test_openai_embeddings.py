@@ -13,6 +13,7 @@ import pytest
 from graft_server.services import Services
 from support.openai_sdk import openai_sdk
 from support.serving import ExtraPlugin, engine_of, in_memory, make_services, publish
+from support.waiting import until
 
 
 def direction(words: int) -> list[float]:
@@ -83,7 +84,7 @@ async def test_they_wait_their_turn_and_a_full_queue_refuses_them(tmp_path: Path
         ask = sdk.asynchronous.embeddings.create
         first = asyncio.create_task(ask(model="tiny", input="one"))
         second = asyncio.create_task(ask(model="tiny", input="two"))
-        await asyncio.sleep(0.2)
+        await until(lambda: services.predictor.queued == 1)
         with pytest.raises(openai.RateLimitError) as caught:
             await ask(model="tiny", input="three")
         assert int(caught.value.response.headers["retry-after"]) >= 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,7 @@ from graft_server.services import Services
 from graft_server.serving import presence as presence_module
 from graft_server.serving.presence import Presence
 from support.serving import in_memory, make_services, publish
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():
-            await asyncio.sleep(0.02)
+from support.waiting import until
 
 
 @pytest.fixture(autouse=True)

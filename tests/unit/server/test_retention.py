@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from graft_server.serving.presence import Presence
 from graft_server.serving.retention import ResponseRetention, Retention
 from support.openai_sdk import openai_sdk
 from support.serving import engine_of, in_memory, publish
+from support.waiting import until
 
 
 def versions(registry: Registry, name: str) -> list[int]:
@@ -27,12 +27,6 @@ def versions(registry: Registry, name: str) -> list[int]:
 def retention(services: Services, *, days: float = 0.0) -> asyncio.Task[None]:
     tidy = Retention(services.registry, services.cleaner, keep=2, days=days, interval=timedelta(seconds=0.2))
     return asyncio.create_task(tidy.run())
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():
-            await asyncio.sleep(0.02)
 
 
 async def test_what_nothing_needs_goes(services: Services, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,9 @@ from graft_server.registry import Registry
 from graft_server.registry.errors import UnavailableError
 from graft_server.registry.records import Claim
 from graft_server.training.keeper import ClaimKeeper
+from support.waiting import until
 
-LEASE = 0.6
+LEASE = 2.0
 
 
 class Kept:
@@ -28,12 +29,6 @@ class Kept:
         self.cancelled: list[str] = []
         self.keeper = ClaimKeeper(registry, LEASE, lost=self.lost.append, cancelled=self.cancelled.append)
         self.keeper.add(job.claim)
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():
-            await asyncio.sleep(0.02)
 
 
 @pytest.fixture
