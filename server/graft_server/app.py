@@ -65,6 +65,7 @@ from graft_server.routing.auto.choice import AutoRouter
 from graft_server.routing.resolver import Resolver
 from graft_server.routing.states import StateCache
 from graft_server.services import UPLOADS, Services, base_name
+from graft_server.serving.batch_takeover import BatchTakeover
 from graft_server.serving.batches import FOLDER as BATCHES
 from graft_server.serving.batches import BatchRunner
 from graft_server.serving.cleaner import Cleaner
@@ -295,7 +296,7 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     await answering.start()
     if services.registry.has_others:
         stack.push_async_callback(services.presence.leave)
-    for task in _background(services):
+    for task in _background(services, answering):
         stack.callback(task.cancel)
     progress.close()
     sys.stdout.write(f"Serving {base.name} at {url}\n")
@@ -303,7 +304,7 @@ async def _start(services: Services, stack: AsyncExitStack, progress: StartupPro
     await services.cleaner.collect_objects()
 
 
-def _background(services: Services) -> list[asyncio.Task[None]]:
+def _background(services: Services, batches: BatchRunner) -> list[asyncio.Task[None]]:
     """What a server does by itself as one of several."""
     settings, registry = services.settings, services.registry
     interval = timedelta(hours=settings.retention_hours)
@@ -314,6 +315,8 @@ def _background(services: Services) -> list[asyncio.Task[None]]:
     }
     if registry.has_others:
         tasks["presence"] = services.presence.run()
+        if registry.shares_files:
+            tasks["batch-takeover"] = BatchTakeover(registry, batches.begin).run()
     if settings.retention_keep is not None:
         retention = Retention(
             registry,

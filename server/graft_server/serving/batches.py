@@ -41,6 +41,15 @@ _MOST_FAULTS = 50
 Call = Callable[[str, dict[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]
 
 
+class _ElsewhereError(Exception):
+    """Another server has taken the batch over."""
+
+
+def is_unfinished(data: dict[str, Any]) -> bool:
+    """Whether there is something left to do for a batch."""
+    return data["status"] not in FINISHED
+
+
 class Read(Protocol):
     """Reads an input file: its requests, with an error in the place of each bad one."""
 
@@ -66,13 +75,12 @@ class BatchRunner:
         self._runs: dict[str, _Run] = {}
 
     async def start(self) -> None:
-        """Go on with every batch of this server that is not finished."""
-        unfinished = await self._ask(
-            self._registry.documents.list, "batch", oldest_first=True, keep=lambda data: data["status"] not in FINISHED
-        )
+        """Go on with every batch of this server that is not finished, and forget what it had of any other."""
+        unfinished = await self._ask(self._registry.documents.list, "batch", oldest_first=True, keep=is_unfinished)
         for record in unfinished:
             if await self._ask(self._is_own, record):
                 self.begin(record.id)
+        await asyncio.to_thread(self._forget_others)
 
     def _is_own(self, record: DocumentRecord) -> bool:
         """Whether this server is to work on a batch: the one that was asked for it does. Of batches that earlier
@@ -87,6 +95,12 @@ class BatchRunner:
         own = self._registry.server
         claimed = self._registry.documents.edit("batch", record.id, lambda data: {"server": data.get("server", own)})
         return bool(claimed.data["server"] == own)
+
+    def _forget_others(self) -> None:
+        """Remove what is left of batches that ended, or that another server took over while this one was away."""
+        for folder in self._folder.glob("*"):
+            if folder.name not in self._runs:
+                shutil.rmtree(folder, ignore_errors=True)
 
     async def stop(self) -> None:
         """Leave every batch where it stands."""
@@ -113,12 +127,23 @@ class BatchRunner:
 
     async def _run(self, batch_id: str, run: _Run) -> None:
         try:
+            await self._to_its_end(batch_id, run)
+        except _ElsewhereError:
+            log.warning("batch %s was taken over by another server; what was answered here is let go", batch_id)
+            await asyncio.to_thread(shutil.rmtree, self._folder / batch_id, ignore_errors=True)
+        finally:
+            del self._runs[batch_id]
+
+    async def _to_its_end(self, batch_id: str, run: _Run) -> None:
+        try:
             record = await self._ask(self._registry.documents.get, "batch", batch_id)
-            if record.data["status"] in FINISHED:
+            if not is_unfinished(record.data):
                 return
             principal = await self._keyring.holder(record.data["key"])
             with self._keyring.lease(principal) as lease, principal.acting(lease):
                 await self._work(record, run)
+        except _ElsewhereError:
+            raise
         except Exception as error:
             problem = as_problem(error)
             if problem is None:
@@ -126,8 +151,6 @@ class BatchRunner:
                 problem = ProblemError("internal", "the batch failed unexpectedly; the server's log has the details")
             if not self._stopping.is_set():
                 await self._fail(batch_id, [{"code": problem.code.replace("-", "_"), "message": problem.detail}])
-        finally:
-            del self._runs[batch_id]
 
     async def _work(self, record: DocumentRecord, run: _Run) -> None:
         """From wherever the batch stands to its end."""
@@ -144,7 +167,7 @@ class BatchRunner:
         total, faults = await asyncio.to_thread(self._check, path, record.data["endpoint"])
         if faults:
             fields = {"status": "failed", "failed_at": int(time.time()), "faults": faults}
-            await self._ask(self._registry.documents.update, "batch", record.id, **fields)
+            await self._note(record.id, **fields)
             return None
         await self._move(record.id, "in_progress", total=total)
         if record.data["status"] == "cancelling":
@@ -203,7 +226,7 @@ class BatchRunner:
                 if time.monotonic() - noted >= _PACE:
                     noted = time.monotonic()
                     counts = dict(results.counts)
-                    record = await self._ask(self._registry.documents.update, "batch", batch_id, counts=counts)
+                    record = await self._note(batch_id, counts=counts)
                     if record.data["status"] == "cancelling":  # told to another server
                         self.cancel(batch_id)
 
@@ -248,10 +271,11 @@ class BatchRunner:
                 await self._ask(self._store, record, folder / name, data[field], expires_at)
         # The last word, whatever was asked meanwhile.
         at = {f"{data['outcome']}_at": int(time.time())}
-        await self._ask(self._registry.documents.update, "batch", record.id, status=data["outcome"], **at)
+        await self._note(record.id, status=data["outcome"], **at)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def _store(self, record: DocumentRecord, source: Path, identity: str, expires_at: int | None) -> None:
+        self._registry.documents.edit("batch", record.id, self._own)
         if self._registry.documents.by_ids("file", [identity]):
             return  # by a server that was killed afterwards
         # Whose the batch is, also where their key has ended.
@@ -273,7 +297,22 @@ class BatchRunner:
             at = f"{status}_at"
             return {**fields, "status": status, at: data.get(at) or int(time.time())}
 
-        return await self._ask(self._registry.documents.edit, "batch", batch_id, change)
+        return await self._edit(batch_id, change)
+
+    async def _note(self, batch_id: str, **fields: Any) -> DocumentRecord:
+        return await self._edit(batch_id, lambda data: fields)
+
+    async def _edit(self, batch_id: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> DocumentRecord:
+        """Write down something about a batch, unless another server has taken it over."""
+        return await self._ask(
+            self._registry.documents.edit, "batch", batch_id, lambda data: {**self._own(data), **change(data)}
+        )
+
+    def _own(self, data: dict[str, Any]) -> dict[str, Any]:
+        """No change of a batch of this server."""
+        if data["server"] != self._registry.server:
+            raise _ElsewhereError
+        return {}
 
     async def _fail(self, batch_id: str, faults: list[dict[str, Any]]) -> None:
         """End a batch with what of it is answered."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from graft_server.engine.base import GenerateRequest
 from graft_server.registry import outages
 from graft_server.registry.errors import StoreUnavailableError
 from graft_server.services import Services
+from graft_server.serving import batch_takeover
 from graft_server.serving.batch_results import PartialResults
 from graft_server.serving.batches import BatchRunner
 from support.openai_sdk import Sdk, openai_sdk
@@ -276,6 +279,112 @@ async def test_a_batch_is_worked_on_by_one_server(pair: tuple[Services, Services
             for batch in (mine, theirs, nobodys):
                 assert (await ended(one, batch.id)).status == "completed"
     assert (len(engine_of(first).requests), len(engine_of(second).requests)) == (4, 2)
+
+
+@asynccontextmanager
+async def taking_over(services: Services, runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """What takes over the batches of servers that are gone, without much patience."""
+    monkeypatch.setattr(batch_takeover, "_LOOK", 0.05)
+    monkeypatch.setattr(batch_takeover, "_GONE", 0.2)
+    looking = asyncio.create_task(batch_takeover.BatchTakeover(services.registry, runner.begin).run())
+    yield
+    looking.cancel()
+
+
+async def test_a_batch_whose_server_is_gone_is_answered_by_another(
+    pair: tuple[Services, Services], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pair
+    engine = engine_of(first)
+    engine.answer = lambda request: (engine.hold(), "early")[1]
+    async with openai_sdk(first) as one, openai_sdk(second) as other:
+        async with at_work(first):
+            batch = await submit(one, many(60))
+            left = await some_answered(first, batch)
+        async with at_work(second) as runner, taking_over(second, runner, monkeypatch):
+            done = await ended(other, batch.id)
+        assert done.status == "completed"
+        assert texts(await rows(other, done.output_file_id)) == {f"r{n}": f"base: text {n}" for n in range(60)}
+        engine.requests.clear()
+        async with at_work(first):
+            assert not left.exists()
+            assert (await one.asynchronous.batches.retrieve(batch.id)).output_file_id == done.output_file_id
+        assert engine.requests == []
+
+
+async def test_a_batch_whose_server_is_there_stays_with_it(
+    pair: tuple[Services, Services], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pair
+    engine_of(first).hold()
+    first.registry.report_in_flight(set())
+    async with openai_sdk(first) as one, at_work(first), at_work(second) as runner:
+        batch = await submit(one, many(3))
+        looks = Counter[str]()
+        others = second.registry.other_servers
+
+        def counted() -> set[str]:
+            looks["all"] += 1
+            return others()
+
+        monkeypatch.setattr(second.registry, "other_servers", counted)
+        async with taking_over(second, runner, monkeypatch):
+            await until(lambda: looks["all"] > 10)
+        engine_of(first).release()
+        assert (await ended(one, batch.id)).status == "completed"
+    assert (len(engine_of(first).requests), len(engine_of(second).requests)) == (3, 0)
+
+
+async def test_a_server_that_was_cut_off_ends_its_work_on_a_batch_that_was_taken(
+    pair: tuple[Services, Services], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pair
+    engine = engine_of(first)
+    engine.answer = lambda request: (engine.hold(), "early")[1]
+    async with openai_sdk(first) as one, at_work(first), at_work(second) as runner:
+        batch = await submit(one, many(200))
+        folder = await some_answered(first, batch)
+        async with taking_over(second, runner, monkeypatch):
+            done = await ended(one, batch.id)
+        engine.answer = lambda request: "late"
+        engine.release()
+        await until(lambda: not folder.exists())
+        assert (done.status, len(await rows(one, done.output_file_id))) == ("completed", 200)
+        assert await one.asynchronous.batches.retrieve(batch.id) == done
+        files = await one.asynchronous.files.list(purpose="batch_output")
+        assert [file.id for file in files.data] == [done.output_file_id]
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not-stored"])
+async def test_a_batch_whose_server_is_gone_at_its_end(
+    pair: tuple[Services, Services], monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    """With both files stored only the last word is missing; with one of them all has to be asked again."""
+    first, second = pair
+    add, ending = first.registry.kept_files.add, threading.Event()
+
+    def gone(source: Path, **named: Any) -> Any:
+        if source.name != "errors.jsonl":
+            return add(source, **named)
+        if stored:
+            add(source, **named)
+        ending.set()
+        raise StoreUnavailableError("s3://bucket", "it does not answer")
+
+    monkeypatch.setattr(first.registry.kept_files, "add", gone)
+    requests = [*many(3), ask("nobody", model="nobody")]
+    async with openai_sdk(first) as one:
+        async with at_work(first):
+            batch = await submit(one, requests)
+            await until(ending.is_set)
+        async with at_work(second) as runner, taking_over(second, runner, monkeypatch):
+            done = await ended(one, batch.id)
+        assert done.status == "completed"
+        assert len(await rows(one, done.output_file_id)) == 3
+        assert list(await rows(one, done.error_file_id)) == ["nobody"]
+        files = await one.asynchronous.files.list(purpose="batch_output")
+        assert {file.id for file in files.data} == {done.output_file_id, done.error_file_id}
+    assert len(engine_of(second).requests) == (0 if stored else 3)
 
 
 async def test_a_batch_that_another_server_is_told_to_end_ends(services: Services) -> None:

@@ -1,0 +1,96 @@
+"""Batches of servers that are gone: another server of the registry answers them in their place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Set
+from typing import Any
+
+from graft_server.registry import Registry
+from graft_server.registry.documents import DocumentRecord
+from graft_server.registry.errors import RegistryError, UnknownError
+from graft_server.serving.batches import is_unfinished
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at the batches of other servers.
+_LOOK = 30.0
+#: Seconds for which a server has to be away. One that only starts again has what it answered, and goes on from there.
+_GONE = 600.0
+
+#: What a batch has before anything of it is answered.
+_ANEW: dict[str, Any] = {"outcome": None, "faults": None, "output_file_id": None, "error_file_id": None, "counts": {}}
+
+
+class BatchTakeover:
+    """Looks for batches whose server is gone. Of several servers that find one, the first has it; it calls ``begin``
+    with the batch's id in the event loop.
+
+    What the lost server had answered lay in its data folder, so that all requests of the batch are asked again. One
+    that was only cut off ends its work when it can see whose the batch is.
+    """
+
+    def __init__(self, registry: Registry, begin: Callable[[str], None]) -> None:
+        self._registry = registry
+        self._begin = begin
+        #: Servers that were not there when they were looked for, with the first time, by ``time.monotonic``.
+        self._missing: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            try:
+                await self._look()
+            except RegistryError as error:
+                # Nobody could say that they are there either.
+                self._missing.clear()
+                log.debug("the batches of other servers can't be looked at: %s", error)
+
+    async def _look(self) -> None:
+        batches = await asyncio.to_thread(
+            self._registry.documents.list, "batch", oldest_first=True, keep=self._is_elsewhere
+        )
+        present: Set[str] = await asyncio.to_thread(self._registry.other_servers)
+        now = time.monotonic()
+        self._missing = {
+            server: self._missing.get(server, now) for server in {b.data["server"] for b in batches} - present
+        }
+        for batch in batches:
+            if now - self._missing.get(batch.data["server"], now) >= _GONE:
+                await self._take(batch)
+
+    def _is_elsewhere(self, data: dict[str, Any]) -> bool:
+        # Those without a server are of an earlier release, and taken by whoever starts.
+        return is_unfinished(data) and data.get("server", self._registry.server) != self._registry.server
+
+    async def _take(self, batch: DocumentRecord) -> None:
+        record = await asyncio.to_thread(self._claim, batch)
+        if record is None:
+            return
+        log.warning("batch %s: its server %s is gone; this one goes on with it", batch.id, batch.data["server"])
+        self._begin(batch.id)
+
+    def _claim(self, batch: DocumentRecord) -> DocumentRecord | None:
+        """The batch, from now on this server's; ``None`` if somebody did something with it meanwhile."""
+        named = [batch.data[field] for field in ("output_file_id", "error_file_id") if batch.data[field] is not None]
+        stored = self._registry.documents.by_ids("file", named)
+        # With all files there, only its last word is missing.
+        changes = {} if batch.data["outcome"] is not None and len(stored) == len(named) else _ANEW
+        taken = False
+
+        def claim(data: dict[str, Any]) -> dict[str, Any]:
+            nonlocal taken
+            taken = all(data[field] == batch.data[field] for field in ("server", "status", "outcome"))
+            return {**changes, "server": self._registry.server} if taken else {}
+
+        record = self._registry.documents.edit("batch", batch.id, claim)
+        if not taken:
+            return None
+        for identity in stored if changes else ():
+            with contextlib.suppress(UnknownError):
+                self._registry.kept_files.remove(identity)
+        return record
