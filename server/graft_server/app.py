@@ -316,7 +316,7 @@ def _background(services: Services, batches: BatchRunner) -> list[asyncio.Task[N
     if registry.has_others:
         tasks["presence"] = services.presence.run()
         if registry.shares_files:
-            tasks["batch-takeover"] = BatchTakeover(registry, batches.begin).run()
+            tasks["batch-takeover"] = BatchTakeover(registry, batches.begin, gone=settings.batch_takeover_seconds).run()
     if settings.retention_keep is not None:
         retention = Retention(
             registry,

@@ -123,6 +123,11 @@ class Settings(BaseSettings):
     job_lease_seconds: float = Field(
         30.0, ge=1, description="Without a sign of its server for so long, a job goes on on another server."
     )
+    batch_takeover_seconds: float = Field(
+        600.0,
+        ge=1,
+        description="A batch whose server is gone for so long, and half a minute, begins anew on another server.",
+    )
     retention_keep: int | None = Field(
         None,
         ge=1,

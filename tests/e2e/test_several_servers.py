@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from graft_client.schemas.jobs import JobInfo, JobState
+from graft_server.registry.servers import BELIEVED
 from support.lora_folders import write_lora
 from support.postgresql import PostgreSQL, postgresql
 from support.processes import WORKER, ServerProcess, eventually, running
@@ -51,6 +53,7 @@ def start(database: PostgreSQL, tiny_model: Path, tmp_path_factory: pytest.TempP
         "database_url": url,
         "artefacts_url": (folder / "shared").as_uri(),
         "job_lease_seconds": str(LEASE),
+        "batch_takeover_seconds": str(LEASE),
     }
     return lambda name: running(tiny_model, folder / name, "--dtype", "float32", threads=1, **settings)
 
@@ -235,6 +238,40 @@ def first_step_of_the_last_run(server: ServerProcess, job: str) -> int:
         for event in events
         if event.seq > begun and event.kind == "metrics" and event.data["phase"] == "training"
     )
+
+
+def test_a_batch_is_answered_elsewhere_when_its_server_is_killed(
+    pair: tuple[ServerProcess, ServerProcess], start: Start
+) -> None:
+    message = {"role": "user", "content": "red"}
+    lines = [
+        {
+            "custom_id": f"r{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": "de@1", "messages": [message], "max_tokens": 24},
+        }
+        for number in range(300)
+    ]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    with start("lost") as lost, lost.http() as http:
+        file = http.post("/v1/files", files={"file": ("in.jsonl", content)}, data={"purpose": "batch"}).json()
+        asked = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch = http.post("/v1/batches", json=asked).json()["id"]
+        eventually(lambda: http.get(f"/v1/batches/{batch}").json()["request_counts"]["completed"], what="at work")
+        lost.kill()
+    with pair[0].http() as http:
+        assert http.get(f"/v1/batches/{batch}").json()["status"] == "in_progress"
+        done = eventually(
+            lambda: (found := http.get(f"/v1/batches/{batch}").json())["status"] == "completed" and found,
+            within=BELIEVED.total_seconds() + 60,
+            what="answered by another server",
+        )
+        output = http.get(f"/v1/files/{done['output_file_id']}/content").text
+    assert sorted(json.loads(line)["custom_id"] for line in output.splitlines()) == sorted(
+        str(line["custom_id"]) for line in lines
+    )
+    assert done["request_counts"] == {"total": 300, "completed": 300, "failed": 0}
 
 
 class Stream:

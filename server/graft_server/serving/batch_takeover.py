@@ -16,33 +16,32 @@ from graft_server.serving.batches import is_unfinished
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at the batches of other servers.
+#: Seconds between two looks at the batches of other servers, at most.
 _LOOK = 30.0
-#: Seconds for which a server has to be away. One that only starts again has what it answered, and goes on from there.
-_GONE = 600.0
 
 #: What a batch has before anything of it is answered.
 _ANEW: dict[str, Any] = {"outcome": None, "faults": None, "output_file_id": None, "error_file_id": None, "counts": {}}
 
 
 class BatchTakeover:
-    """Looks for batches whose server is gone. Of several servers that find one, the first has it; it calls ``begin``
-    with the batch's id in the event loop.
+    """Looks for batches whose server has been away for ``gone`` seconds. Of several servers that find one, the first
+    has it; it calls ``begin`` with the batch's id in the event loop.
 
-    What the lost server had answered lay in its data folder, so that all requests of the batch are asked again. One
-    that was only cut off ends its work when it can see whose the batch is.
+    What the lost server had answered lay in its data folder, so that all requests of the batch are asked again; one
+    that only starts again should be back before. One that was cut off ends its work when it sees whose the batch is.
     """
 
-    def __init__(self, registry: Registry, begin: Callable[[str], None]) -> None:
+    def __init__(self, registry: Registry, begin: Callable[[str], None], *, gone: float) -> None:
         self._registry = registry
         self._begin = begin
+        self._gone = gone
         #: Servers that were not there when they were looked for, with the first time, by ``time.monotonic``.
         self._missing: dict[str, float] = {}
 
     async def run(self) -> None:
         """Go on until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(min(_LOOK, self._gone / 4))
             try:
                 await self._look()
             except RegistryError as error:
@@ -60,7 +59,7 @@ class BatchTakeover:
             server: self._missing.get(server, now) for server in {b.data["server"] for b in batches} - present
         }
         for batch in batches:
-            if now - self._missing.get(batch.data["server"], now) >= _GONE:
+            if now - self._missing.get(batch.data["server"], now) >= self._gone:
                 await self._take(batch)
 
     def _is_elsewhere(self, data: dict[str, Any]) -> bool:

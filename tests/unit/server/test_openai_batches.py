@@ -23,8 +23,8 @@ from graft_server.engine.base import GenerateRequest
 from graft_server.registry import outages
 from graft_server.registry.errors import StoreUnavailableError
 from graft_server.services import Services
-from graft_server.serving import batch_takeover
 from graft_server.serving.batch_results import PartialResults
+from graft_server.serving.batch_takeover import BatchTakeover
 from graft_server.serving.batches import BatchRunner
 from support.openai_sdk import Sdk, openai_sdk
 from support.scripted_engine import ScriptedEngine
@@ -282,17 +282,15 @@ async def test_a_batch_is_worked_on_by_one_server(pair: tuple[Services, Services
 
 
 @asynccontextmanager
-async def taking_over(services: Services, runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+async def taking_over(services: Services, runner: BatchRunner) -> AsyncIterator[None]:
     """What takes over the batches of servers that are gone, without much patience."""
-    monkeypatch.setattr(batch_takeover, "_LOOK", 0.05)
-    monkeypatch.setattr(batch_takeover, "_GONE", 0.2)
-    looking = asyncio.create_task(batch_takeover.BatchTakeover(services.registry, runner.begin).run())
+    looking = asyncio.create_task(BatchTakeover(services.registry, runner.begin, gone=0.2).run())
     yield
     looking.cancel()
 
 
 async def test_a_batch_whose_server_is_gone_is_answered_by_another(
-    pair: tuple[Services, Services], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Services, Services],
 ) -> None:
     first, second = pair
     engine = engine_of(first)
@@ -301,7 +299,7 @@ async def test_a_batch_whose_server_is_gone_is_answered_by_another(
         async with at_work(first):
             batch = await submit(one, many(60))
             left = await some_answered(first, batch)
-        async with at_work(second) as runner, taking_over(second, runner, monkeypatch):
+        async with at_work(second) as runner, taking_over(second, runner):
             done = await ended(other, batch.id)
         assert done.status == "completed"
         assert texts(await rows(other, done.output_file_id)) == {f"r{n}": f"base: text {n}" for n in range(60)}
@@ -328,7 +326,7 @@ async def test_a_batch_whose_server_is_there_stays_with_it(
             return others()
 
         monkeypatch.setattr(second.registry, "other_servers", counted)
-        async with taking_over(second, runner, monkeypatch):
+        async with taking_over(second, runner):
             await until(lambda: looks["all"] > 10)
         engine_of(first).release()
         assert (await ended(one, batch.id)).status == "completed"
@@ -336,7 +334,7 @@ async def test_a_batch_whose_server_is_there_stays_with_it(
 
 
 async def test_a_server_that_was_cut_off_ends_its_work_on_a_batch_that_was_taken(
-    pair: tuple[Services, Services], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Services, Services],
 ) -> None:
     first, second = pair
     engine = engine_of(first)
@@ -344,7 +342,7 @@ async def test_a_server_that_was_cut_off_ends_its_work_on_a_batch_that_was_taken
     async with openai_sdk(first) as one, at_work(first), at_work(second) as runner:
         batch = await submit(one, many(200))
         folder = await some_answered(first, batch)
-        async with taking_over(second, runner, monkeypatch):
+        async with taking_over(second, runner):
             done = await ended(one, batch.id)
         engine.answer = lambda request: "late"
         engine.release()
@@ -377,7 +375,7 @@ async def test_a_batch_whose_server_is_gone_at_its_end(
         async with at_work(first):
             batch = await submit(one, requests)
             await until(ending.is_set)
-        async with at_work(second) as runner, taking_over(second, runner, monkeypatch):
+        async with at_work(second) as runner, taking_over(second, runner):
             done = await ended(one, batch.id)
         assert done.status == "completed"
         assert len(await rows(one, done.output_file_id)) == 3
