@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,13 +71,9 @@ STORIES = (
 
 def graft(*arguments: str, url: str) -> None:
     """Run the command line as a person would, and show it."""
-    print(f"\n$ graft {' '.join(_quoted(argument) for argument in arguments)}", flush=True)
+    print(f"\n$ {shlex.join(['graft', *arguments])}", flush=True)
     command = [str(Path(sys.executable).parent / "graft"), *arguments]
     subprocess.run(command, check=True, env={**os.environ, "GRAFT_URL": url})
-
-
-def _quoted(argument: str) -> str:
-    return f'"{argument}"' if " " in argument else argument
 
 
 def train(story: Story, url: str) -> None:
