@@ -1,6 +1,6 @@
 // LoRA of a step's rows, each row with the adapter of its slot: y[row] += scale * (x[row] A) B. One call a layer.
 //
-// Rows of a slot are taken ROWS at a time, so that each weight that is read serves as many rows; nothing is gathered,
+// Rows of a slot are taken some at a time, so that each weight that is read serves as many rows; nothing is gathered,
 // padded or written back but the sums (Punica: Chen et al. 2023, SGMV). Sums are kept in float32.
 
 #include <cstdint>
@@ -9,8 +9,16 @@
 
 namespace {
 
-constexpr int ROWS = 8;
-constexpr int LANES = 16;
+// A vector has LANES numbers, which is what a register holds: of wider ones the compiler keeps sums in memory. COLUMNS of
+// weights are taken together, and ROWS rows at most: as many as have their sums in registers.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, COLUMNS = 16, ROWS = 8;
+#elif defined(__AVX__)
+constexpr int LANES = 8, COLUMNS = 16, ROWS = 4;
+#else
+constexpr int LANES = 4, COLUMNS = 16, ROWS = 4;
+#endif
+constexpr int VECTORS = COLUMNS / LANES;
 // How far ahead weights are fetched, in columns: hardware does not follow columns whose rows are pages apart.
 constexpr int AHEAD = 128;
 typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
@@ -52,39 +60,47 @@ void store(BFloat16* to, Floats values) {
     std::memcpy(to, &halves, sizeof halves);
 }
 
-// The first `count` of LANES numbers, the others zero.
-template <typename T> Floats load_some(const T* from, int count) {
-    if (count == LANES) return load(from);
-    T values[LANES] = {};
-    std::memcpy(values, from, count * sizeof(T));
-    return load(values);
+// `COLUMNS` numbers.
+struct Line {
+    Floats parts[VECTORS];
+};
+
+// The first `count` of COLUMNS numbers, the others zero.
+template <typename T> Line load_some(const T* from, int count) {
+    T values[COLUMNS] = {};
+    if (count < COLUMNS) from = static_cast<const T*>(std::memcpy(values, from, count * sizeof(T)));
+    Line line;
+    for (int v = 0; v < VECTORS; ++v) line.parts[v] = load(from + v * LANES);
+    return line;
 }
 
-template <typename T> void store_some(T* to, Floats sums, int count) {
-    if (count == LANES) return store(to, sums);
-    T values[LANES];
-    store(values, sums);
-    std::memcpy(to, values, count * sizeof(T));
+template <typename T> void store_some(T* to, const Line& line, int count) {
+    T values[COLUMNS];
+    T* at = count < COLUMNS ? values : to;
+    for (int v = 0; v < VECTORS; ++v) store(at + v * LANES, line.parts[v]);
+    if (count < COLUMNS) std::memcpy(to, values, count * sizeof(T));
 }
 
-// sums[i] = rows[i] @ weights, for LANES columns (or `count` of them) of a matrix with `stride` columns.
-template <bool whole, typename T>
-void multiply(const float* rows, int64_t width, const T* weights, int64_t stride, int depth, int count, Floats* sums) {
-    for (int i = 0; i < ROWS; ++i) sums[i] = Floats{};
+// sums[i] = inputs[i] @ weights, for COLUMNS columns (or `count` of them) of a matrix with `stride` columns.
+template <int rows, bool whole, typename T>
+void multiply(const float* inputs, int64_t width, const T* weights, int64_t stride, int depth, int count, Line* result) {
+    Floats sums[rows][VECTORS] = {};
     for (int k = 0; k < depth; ++k) {
         const T* at = weights + k * stride;
         __builtin_prefetch(at + AHEAD);
-        const Floats weight = whole ? load(at) : load_some(at, count);
-        for (int i = 0; i < ROWS; ++i) sums[i] += weight * rows[i * width + k];
+        const Line weight = load_some(at, whole ? COLUMNS : count);
+        for (int i = 0; i < rows; ++i)
+            for (int v = 0; v < VECTORS; ++v) sums[i][v] += weight.parts[v] * inputs[i * width + k];
     }
+    for (int i = 0; i < rows; ++i) std::memcpy(result[i].parts, sums[i], sizeof sums[i]);
 }
 
-template <typename T>
-void multiply(const float* rows, int64_t width, const T* weights, int64_t stride, int depth, int count, Floats* sums) {
-    if (count == LANES)
-        multiply<true>(rows, width, weights, stride, depth, count, sums);
+template <int rows, typename T>
+void multiply(const float* inputs, int64_t width, const T* weights, int64_t stride, int depth, int count, Line* result) {
+    if (count == COLUMNS)
+        multiply<rows, true>(inputs, width, weights, stride, depth, count, result);
     else
-        multiply<false>(rows, width, weights, stride, depth, count, sums);
+        multiply<rows, false>(inputs, width, weights, stride, depth, count, result);
 }
 
 struct Block {
@@ -107,32 +123,48 @@ struct Layer {
     int32_t slices, rank, width, down_stride;
 };
 
-template <typename T>
-void add_block(T* y, int64_t y_stride, const T* x, int64_t x_stride, const Layer& layer, const Block& block,
-               const int32_t* rows, float scale, float* input, float* hidden) {
+// For as many rows of one slot.
+template <int rows, typename T>
+void add_rows(T* y, int64_t y_stride, const T* x, int64_t x_stride, const Layer& layer, int32_t slot, const int32_t* at,
+              float scale, float* input, float* hidden) {
     const int64_t ranks = int64_t(layer.slices) * layer.rank, width = layer.width, outs = layer.ends[layer.slices];
-    const T* down = static_cast<const T*>(layer.down) + block.slot * width * layer.down_stride;
-    const T* up = static_cast<const T*>(layer.up) + block.slot * layer.rank * outs;
-    Floats sums[ROWS];
-    for (int i = 0; i < block.count; ++i) {
-        const T* row = x + rows[i] * x_stride;
+    const T* down = static_cast<const T*>(layer.down) + slot * width * layer.down_stride;
+    const T* up = static_cast<const T*>(layer.up) + slot * layer.rank * outs;
+    Line sums[rows];
+    for (int i = 0; i < rows; ++i) {
+        const T* row = x + at[i] * x_stride;
         for (int64_t k = 0; k < width; ++k) input[i * width + k] = widen(row[k]);
     }
-    for (int64_t c = 0; c < ranks; c += LANES) {
-        const int some = ranks - c < LANES ? int(ranks - c) : LANES;
-        multiply(input, width, down + c, layer.down_stride, layer.width, some, sums);
-        for (int i = 0; i < ROWS; ++i) store_some(hidden + i * ranks + c, sums[i] * scale, some);
+    for (int64_t c = 0; c < ranks; c += COLUMNS) {
+        const int some = ranks - c < COLUMNS ? int(ranks - c) : COLUMNS;
+        multiply<rows>(input, width, down + c, layer.down_stride, layer.width, some, sums);
+        for (int i = 0; i < rows; ++i) {
+            for (Floats& part : sums[i].parts) part *= scale;
+            store_some(hidden + i * ranks + c, sums[i], some);
+        }
     }
     for (int s = 0; s < layer.slices; ++s) {
-        for (int c = layer.ends[s]; c < layer.ends[s + 1]; c += LANES) {
-            const int some = layer.ends[s + 1] - c < LANES ? layer.ends[s + 1] - c : LANES;
-            multiply(hidden + s * layer.rank, ranks, up + c, outs, layer.rank, some, sums);
-            for (int i = 0; i < block.count; ++i) {
-                T* to = y + rows[i] * y_stride + c;
-                store_some(to, load_some(to, some) + sums[i], some);
+        for (int c = layer.ends[s]; c < layer.ends[s + 1]; c += COLUMNS) {
+            const int some = layer.ends[s + 1] - c < COLUMNS ? layer.ends[s + 1] - c : COLUMNS;
+            multiply<rows>(hidden + s * layer.rank, ranks, up + c, outs, layer.rank, some, sums);
+            for (int i = 0; i < rows; ++i) {
+                T* to = y + at[i] * y_stride + c;
+                Line line = load_some(to, some);
+                for (int v = 0; v < VECTORS; ++v) line.parts[v] += sums[i].parts[v];
+                store_some(to, line, some);
             }
         }
     }
+}
+
+// `count` rows of one slot, of which `most` are taken together.
+template <int most, typename T>
+void add_block(T* y, int64_t y_stride, const T* x, int64_t x_stride, const Layer& layer, int32_t slot,
+               const int32_t* rows, int count, float scale, float* input, float* hidden) {
+    for (; count >= most; count -= most, rows += most)
+        add_rows<most>(y, y_stride, x, x_stride, layer, slot, rows, scale, input, hidden);
+    if constexpr (most > 1)
+        if (count) add_block<most - 1>(y, y_stride, x, x_stride, layer, slot, rows, count, scale, input, hidden);
 }
 
 template <typename T>
@@ -140,12 +172,12 @@ void add(T* y, int64_t y_stride, const T* x, int64_t x_stride, const Layer& laye
          int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        // Rows that a block lacks hold those of a block before, or zeros; what comes of them is never stored.
         std::vector<float> input(size_t(layer.width) * ROWS), hidden(size_t(layer.slices) * layer.rank * ROWS);
 #pragma omp for schedule(dynamic)
         for (int b = 0; b < step.count; ++b) {
             const Block& block = step.blocks[b];
-            add_block(y, y_stride, x, x_stride, layer, block, step.rows + block.first, scale, input.data(), hidden.data());
+            add_block<ROWS>(y, y_stride, x, x_stride, layer, block.slot, step.rows + block.first, block.count, scale,
+                            input.data(), hidden.data());
         }
     }
 }

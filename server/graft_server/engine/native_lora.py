@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).with_name("native_lora.cpp")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
-#: Rows that share the reading of a weight; as in the source.
+#: Rows that one thread takes at a time.
 _BLOCK_ROWS = 8
 
 
