@@ -22,6 +22,7 @@ from graft_server.engine.torch.block_pool import BlockPool
 from graft_server.engine.torch.decode_graphs import CudaGraphs, DecodeGraphs, Record
 from graft_server.engine.torch.indexed import Products, check_products, require_close
 from graft_server.engine.torch.mixer import Mixer
+from graft_server.engine.torch.packed import pack_linears
 from graft_server.engine.torch.rows import MixedRows
 from graft_server.engine.torch.sequence import BASE, Chunk, Sequence
 
@@ -41,6 +42,7 @@ class ModelRunner:
         _refuse_unservable(model)
         head = model.get_output_embeddings()
         assert isinstance(head, nn.Module)
+        pack_linears(model, head)
         self.mixer = Mixer(model, blocks=transformer_blocks(model), head=head)
         #: Replays decode steps, where that has been begun.
         self.graphs: DecodeGraphs | None = None
