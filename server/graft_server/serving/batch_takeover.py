@@ -12,15 +12,12 @@ from typing import Any
 from graft_server.registry import Registry
 from graft_server.registry.documents import DocumentRecord
 from graft_server.registry.errors import RegistryError, UnknownError
-from graft_server.serving.batches import is_unfinished
+from graft_server.serving.batches import UNANSWERED, is_unfinished
 
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks at the batches of other servers, at most.
 _LOOK = 30.0
-
-#: What a batch has before anything of it is answered.
-_ANEW: dict[str, Any] = {"outcome": None, "faults": None, "output_file_id": None, "error_file_id": None, "counts": {}}
 
 
 class BatchTakeover:
@@ -59,26 +56,22 @@ class BatchTakeover:
             server: self._missing.get(server, now) for server in {b.data["server"] for b in batches} - present
         }
         for batch in batches:
-            if now - self._missing.get(batch.data["server"], now) >= self._gone:
-                await self._take(batch)
+            server = batch.data["server"]
+            absent = now - self._missing.get(server, now) >= self._gone
+            if absent and await asyncio.to_thread(self._claim, batch):
+                log.warning("batch %s: its server %s is gone; this one goes on with it", batch.id, server)
+                self._begin(batch.id)
 
     def _is_elsewhere(self, data: dict[str, Any]) -> bool:
         # Those without a server are of an earlier release, and taken by whoever starts.
         return is_unfinished(data) and data.get("server", self._registry.server) != self._registry.server
 
-    async def _take(self, batch: DocumentRecord) -> None:
-        record = await asyncio.to_thread(self._claim, batch)
-        if record is None:
-            return
-        log.warning("batch %s: its server %s is gone; this one goes on with it", batch.id, batch.data["server"])
-        self._begin(batch.id)
-
-    def _claim(self, batch: DocumentRecord) -> DocumentRecord | None:
-        """The batch, from now on this server's; ``None`` if somebody did something with it meanwhile."""
+    def _claim(self, batch: DocumentRecord) -> bool:
+        """Make the batch this server's, unless somebody did something with it meanwhile; whether it is."""
         named = [batch.data[field] for field in ("output_file_id", "error_file_id") if batch.data[field] is not None]
         stored = self._registry.documents.by_ids("file", named)
         # With all files there, only its last word is missing.
-        changes = {} if batch.data["outcome"] is not None and len(stored) == len(named) else _ANEW
+        changes = {} if batch.data["outcome"] is not None and len(stored) == len(named) else UNANSWERED
         taken = False
 
         def claim(data: dict[str, Any]) -> dict[str, Any]:
@@ -86,10 +79,8 @@ class BatchTakeover:
             taken = all(data[field] == batch.data[field] for field in ("server", "status", "outcome"))
             return {**changes, "server": self._registry.server} if taken else {}
 
-        record = self._registry.documents.edit("batch", batch.id, claim)
-        if not taken:
-            return None
-        for identity in stored if changes else ():
+        self._registry.documents.edit("batch", batch.id, claim)
+        for identity in stored if taken and changes else ():
             with contextlib.suppress(UnknownError):
                 self._registry.kept_files.remove(identity)
-        return record
+        return taken

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,14 @@ log = logging.getLogger(__name__)
 #: Folder of the data folder where batches at work keep their results.
 FOLDER = "batches"
 FINISHED = frozenset({"completed", "failed", "expired", "cancelled"})
+#: What a batch's document says before anything of it is answered.
+UNANSWERED: Mapping[str, Any] = {
+    "outcome": None,
+    "faults": None,
+    "output_file_id": None,
+    "error_file_id": None,
+    "counts": {},
+}
 
 #: Batches at work at once; they share the places.
 _BATCHES = 8
@@ -275,7 +283,7 @@ class BatchRunner:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def _store(self, record: DocumentRecord, source: Path, identity: str, expires_at: int | None) -> None:
-        self._registry.documents.edit("batch", record.id, self._own)
+        self._require_own(self._registry.documents.get("batch", record.id).data)
         if self._registry.documents.by_ids("file", [identity]):
             return  # by a server that was killed afterwards
         # Whose the batch is, also where their key has ended.
@@ -304,15 +312,16 @@ class BatchRunner:
 
     async def _edit(self, batch_id: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> DocumentRecord:
         """Write down something about a batch, unless another server has taken it over."""
-        return await self._ask(
-            self._registry.documents.edit, "batch", batch_id, lambda data: {**self._own(data), **change(data)}
-        )
 
-    def _own(self, data: dict[str, Any]) -> dict[str, Any]:
-        """No change of a batch of this server."""
+        def change_own(data: dict[str, Any]) -> dict[str, Any]:
+            self._require_own(data)
+            return change(data)
+
+        return await self._ask(self._registry.documents.edit, "batch", batch_id, change_own)
+
+    def _require_own(self, data: dict[str, Any]) -> None:
         if data["server"] != self._registry.server:
             raise _ElsewhereError
-        return {}
 
     async def _fail(self, batch_id: str, faults: list[dict[str, Any]]) -> None:
         """End a batch with what of it is answered."""

@@ -139,10 +139,10 @@ def test_an_open_loop_sends_whatever_the_server_does(serving: LittleServer, graf
 
 def test_it_ends_after_the_seconds(serving: LittleServer, graft: Graft) -> None:
     serving.on("POST", PATH, streaming(first=0.05))
-    closed = measured(graft, "--seconds", "0.4", "--concurrency", "2")
-    assert 2 <= closed["sent"] <= 18  # two clients, and each answer takes 50 ms at least
+    closed = measured(graft, "--seconds", "2", "--concurrency", "2")
+    assert 4 <= closed["sent"] <= 82  # two clients, and each answer takes 50 ms at least
     assert closed["answered"] == closed["sent"]
-    assert 0.4 <= closed["seconds"] < 5
+    assert 2 <= closed["seconds"] < 5
     opened = measured(graft, "--seconds", "0.5", "--rate", "60")
     assert opened["sent"] == sum(1 for _ in takewhile(lambda due: due < 0.5, poisson(60, Random("0 arrivals"))))
 
@@ -163,7 +163,7 @@ async def test_requests_come_when_they_are_due() -> None:
     arrivals = [0.05, 0.1, 0.1, 0.2, 0.3, 9.0]
     await open_loop(ask, requests, arrivals=iter(arrivals), seconds=1.0, clock=clock)
     assert [due for due, _ in sent] == arrivals[:5]
-    assert all(due - 0.005 <= moment < due + 2 for due, moment in sent)
+    assert all(due - 0.005 <= moment < due + 0.5 for due, moment in sent)
     begun = time.perf_counter()
     sent.clear()
     await closed_loop(ask, requests, concurrency=3, seconds=None, clock=clock)

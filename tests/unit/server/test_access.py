@@ -24,6 +24,7 @@ from graft_server.observability import configure_logging
 from graft_server.registry import keys
 from graft_server.services import Services
 from support.serving import adapter_files, engine_of, in_memory, on_socket, parts, publish, sse
+from support.waiting import until
 
 ASK = {"text": "Turn off"}
 
@@ -239,8 +240,8 @@ async def test_a_key_that_ends_in_mid_stream(services: Services, admin: str, how
     engine.hold()
     body = {"model": "base", "messages": [{"role": "user", "content": "hi"}], "stream": True}
     async with on_socket(services) as (client, _):
-        soon = datetime.now(UTC) + timedelta(seconds=2) if how == "expired" else None
-        key = key_for(services, "query", expires_at=soon)
+        soon = datetime.now(UTC) + timedelta(seconds=2)
+        key = key_for(services, "query", expires_at=soon if how == "expired" else None)
         asking = asyncio.create_task(client.post("/v1/chat/completions", json=body, headers=bearer(key)))
         native = asyncio.create_task(
             client.post("/api/predict/bulk", json={"items": [{"task": "chat", **ASK}] * 2}, headers=bearer(key))
@@ -248,7 +249,9 @@ async def test_a_key_that_ends_in_mid_stream(services: Services, admin: str, how
         await engine.until(lambda e: len(e.running) == 3)
         if how == "revoked":
             services.registry.revoke_key(key.split("_")[1])  # by another server
-        async with asyncio.timeout(10):
+        else:
+            await until(lambda: datetime.now(UTC) >= soon)
+        async with asyncio.timeout(2):
             answer, bulk = await asking, await native
         assert answer.status_code == 401
         assert how in answer.json()["error"]["message"]
@@ -381,7 +384,7 @@ async def test_whatever_is_in_flight_ends_with_its_key(
         await asyncio.sleep(0.3)
         assert not asking.done()
         services.registry.revoke_key(key.split("_")[1])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(3):
             answer = await asking
     assert not engine.running
     # Following a job ends; whoever does so is told why when they come back.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from graft_server.registry.errors import UnavailableError
 from graft_server.services import Services
 from support.serving import RecordedJobs, engine_of, publish
 from support.waiting import until
+
+#: Within what a server is to have followed.
+soon = partial(until, within=2.0)
 
 
 @pytest.fixture
@@ -35,11 +39,11 @@ async def test_pins_of_another_server_are_kept_and_let_go(
     for name in ("de", "fr"):
         publish(services, tmp_path, name)
         elsewhere.pin(name, 1)
-    await until(lambda: {source.ref for source in engine.pinned.values()} == {"de@1", "fr@1"})
+    await soon(lambda: {source.ref for source in engine.pinned.values()} == {"de@1", "fr@1"})
     elsewhere.unpin("de", 1)
-    await until(lambda: {source.ref for source in engine.pinned.values()} == {"fr@1"})
+    await soon(lambda: {source.ref for source in engine.pinned.values()} == {"fr@1"})
     elsewhere.delete_version("fr", 1)
-    await until(lambda: not engine.pinned)
+    await soon(lambda: not engine.pinned)
 
 
 async def test_what_can_not_be_pinned_here_is_told_and_tried_once(
@@ -48,13 +52,13 @@ async def test_what_can_not_be_pinned_here_is_told_and_tried_once(
     engine_of(services).unloadable = "de@1: the files are gone"
     publish(services, tmp_path, "de")
     elsewhere.pin("de", 1)
-    await until(lambda: dict(services.pins.failures) == {"de@1": "de@1: the files are gone"})
+    await soon(lambda: dict(services.pins.failures) == {"de@1": "de@1: the files are gone"})
     publish(services, tmp_path, "de")
     await asyncio.sleep(1)
     assert [record.message for record in caplog.records if "de@1 could not be loaded" in record.message] != []
     assert len([record for record in caplog.records if "could not be loaded" in record.message]) == 1
     elsewhere.unpin("de", 1)
-    await until(lambda: not services.pins.failures)
+    await soon(lambda: not services.pins.failures)
 
 
 async def test_a_job_that_was_queued_elsewhere_is_looked_at(
@@ -69,7 +73,7 @@ async def test_a_job_that_was_queued_elsewhere_is_looked_at(
     await asyncio.sleep(1.2)
     before = jobs.woken
     job = elsewhere.create_job(task="translation", adapter="de", dataset=dataset.id, method="lora", options={})
-    await until(lambda: jobs.woken > before)
+    await soon(lambda: jobs.woken > before)
     # What a job at work notes all the time wakes nobody.
     elsewhere.update_job(job.id, state=JobState.running)
     await asyncio.sleep(1.2)
@@ -94,12 +98,12 @@ async def test_following_outlasts_a_database_that_is_away_and_a_failure(
         raise UnavailableError("postgresql://host/graft")
 
     following = asyncio.create_task(Follower(services.registry, act).run())
-    await until(lambda: len(acted) == 1)
+    await soon(lambda: len(acted) == 1)
     with monkeypatch.context() as patch:
         patch.setattr(services.registry, "newest_change", away)
         await asyncio.sleep(1.2)
     # What happened meanwhile is unknown, so it looks.
-    await until(lambda: len(acted) == 2)
+    await soon(lambda: len(acted) == 2)
     following.cancel()
     assert len([record for record in caplog.records if "changes of other servers can't be seen" in record.message]) == 1
     assert "the registry's database answers again" in caplog.text

@@ -289,9 +289,7 @@ async def taking_over(services: Services, runner: BatchRunner) -> AsyncIterator[
     looking.cancel()
 
 
-async def test_a_batch_whose_server_is_gone_is_answered_by_another(
-    pair: tuple[Services, Services],
-) -> None:
+async def test_a_batch_whose_server_is_gone_is_answered_by_another(pair: tuple[Services, Services]) -> None:
     first, second = pair
     engine = engine_of(first)
     engine.answer = lambda request: (engine.hold(), "early")[1]
@@ -333,7 +331,7 @@ async def test_a_batch_whose_server_is_there_stays_with_it(
     assert (len(engine_of(first).requests), len(engine_of(second).requests)) == (3, 0)
 
 
-async def test_a_server_that_was_cut_off_ends_its_work_on_a_batch_that_was_taken(
+async def test_a_server_that_was_cut_off_lets_a_batch_go_that_was_taken(
     pair: tuple[Services, Services],
 ) -> None:
     first, second = pair

@@ -17,7 +17,7 @@ from graft_server.problems import ProblemError
 from graft_server.registry.documents import DocumentRecord
 from graft_server.registry.errors import ConflictError
 from graft_server.services import Services
-from graft_server.serving.batches import FINISHED
+from graft_server.serving.batches import FINISHED, UNANSWERED
 
 router = APIRouter(prefix="/v1/batches", tags=["openai"])
 
@@ -113,13 +113,9 @@ def _create(services: Services, body: BatchCreate) -> DocumentRecord:
         "key": current_key.get(),
         "server": services.registry.server,
         "status": "validating",
-        "outcome": None,
-        "faults": None,
-        "output_file_id": None,
-        "error_file_id": None,
         "expires_at": int(time.time()) + seconds,
         "total": 0,
-        "counts": {},
+        **UNANSWERED,
     }
     return services.registry.documents.add("batch", data)
 
