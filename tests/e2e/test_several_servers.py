@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from graft_client.schemas.jobs import JobInfo, JobState
+from graft_server.registry.database import IDLE_WRITER_MS, WRITERS_LOCK
 from graft_server.registry.servers import BELIEVED
 from support.lora_folders import write_lora
 from support.postgresql import PostgreSQL, postgresql
@@ -46,9 +48,14 @@ def database() -> Iterator[PostgreSQL]:
 
 
 @pytest.fixture(scope="module")
-def start(database: PostgreSQL, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+def url(database: PostgreSQL) -> str:
+    return database.new_database()
+
+
+@pytest.fixture(scope="module")
+def start(url: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
     """``start("a")`` is a server with a data folder of its own."""
-    folder, url = tmp_path_factory.mktemp("servers"), database.new_database()
+    folder = tmp_path_factory.mktemp("servers")
     settings = {
         "database_url": url,
         "artefacts_url": (folder / "shared").as_uri(),
@@ -193,14 +200,15 @@ def test_a_job_is_cancelled_through_the_other_server(
 
 
 def test_a_job_goes_on_elsewhere_when_its_server_is_stopped_or_killed(
-    pair: tuple[ServerProcess, ServerProcess], start: Start, translations: Path
+    pair: tuple[ServerProcess, ServerProcess], start: Start, translations: Path, url: str
 ) -> None:
     first = pair[0]
     with start("doomed") as doomed:
         hung = train_on(doomed, translations, "hung", LONG | {"max_steps": 30})
         worker = doomed.child(WORKER)
-        doomed.process.send_signal(signal.SIGSTOP)
-        taken_over(first, hung)
+        stop_in_a_change(doomed, url)
+        # The others can't write before the stopped one has lost its change.
+        taken_over(first, hung, within=2 * LEASE + IDLE_WRITER_MS / 1000)
         assert first.json("jobs", "show", hung)["server"] in {server.json("status")["name"] for server in pair}
         doomed.process.send_signal(signal.SIGCONT)
         # It notices by itself that the job is not its own any more.
@@ -219,8 +227,34 @@ def test_a_job_goes_on_elsewhere_when_its_server_is_stopped_or_killed(
         assert not shared.exists()
 
 
-def taken_over(server: ServerProcess, job: str) -> None:
-    eventually(lambda: states(server, job).count("running") == 2, within=5 * LEASE, what="taken over")
+def stop_in_a_change(server: ServerProcess, url: str) -> None:
+    """SIGSTOP while the server has the right to write, which is the worst moment for the others."""
+    with psycopg.connect(url, autocommit=True) as database:
+
+        def writers(*, granted: bool) -> set[int]:
+            found = database.execute(
+                "select pid from pg_locks where locktype = 'advisory' and granted = %s and database = "
+                "(select oid from pg_database where datname = current_database())",
+                [granted],
+            )
+            return {pid for (pid,) in found}
+
+        while True:
+            with psycopg.connect(url) as other:
+                other.execute("select pg_advisory_xact_lock(%s)", [WRITERS_LOCK])
+                eventually(lambda: writers(granted=False), what="a server waits for its turn")
+                server.process.send_signal(signal.SIGSTOP)
+            # Whoever waited has had its turn by now, but for one that does not run.
+            time.sleep(1.0)
+            held = writers(granted=True)
+            time.sleep(0.5)
+            if held & writers(granted=True):
+                return
+            server.process.send_signal(signal.SIGCONT)
+
+
+def taken_over(server: ServerProcess, job: str, *, within: float = 5 * LEASE) -> None:
+    eventually(lambda: states(server, job).count("running") == 2, within=within, what="taken over")
 
 
 def went_on(server: ServerProcess, job: str, version: str) -> None:

@@ -151,8 +151,9 @@ class ServerProcess:
         assert not alive, f"outlived their server: {[child.cmdline() for child in alive]}"
 
     def stop(self) -> int:
-        """SIGTERM, and the exit code."""
+        """SIGTERM, and the exit code. A process that a failed test left stopped goes on first."""
         if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(timeout=60)

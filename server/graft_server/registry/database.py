@@ -30,12 +30,13 @@ from graft_server.registry.visibility import EVERYTHING, restrictions
 _BUSY_TIMEOUT_MS = 30_000
 _CONNECT_SECONDS = 5
 #: Milliseconds after which a writer that does nothing loses its transaction: a server that is stopped, or was cut off,
-#: must not keep all others from writing.
-_IDLE_WRITER_MS = 60_000
+#: must not keep all others from writing. Less than those wait, and than a claim on a job holds unless set otherwise;
+#: more than the artefact store takes where a change waits for it.
+IDLE_WRITER_MS = 15_000
 #: A network that is gone is noticed within seconds; without these only after a quarter of an hour.
 _NETWORK = {"tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 #: Any number that no other program on the same PostgreSQL database uses.
-_WRITERS_LOCK = 0x67726166  # "graf"
+WRITERS_LOCK = 0x67726166  # "graf"
 _WRITES = "graft_writes"
 
 
@@ -175,9 +176,9 @@ def _configure_postgresql(engine: Engine) -> None:
             # Migrations take the same lock.
             connection.exec_driver_sql(
                 f"SET LOCAL lock_timeout = {_BUSY_TIMEOUT_MS}; "
-                f"SET LOCAL idle_in_transaction_session_timeout = {_IDLE_WRITER_MS}"
+                f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_WRITER_MS}"
             )
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS_LOCK})")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
         else:
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 

@@ -17,7 +17,7 @@ def model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return layers.to(dtype).requires_grad_(False)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 64, 200])
+@pytest.mark.parametrize("rows", [1, 3, 9, 64, 65, 200])
 def test_packed_layers_compute_the_same(rows: int) -> None:
     plain, packed = model(), model()
     if pack_linears(packed, packed[2]) == 0:

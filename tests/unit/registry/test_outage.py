@@ -49,7 +49,7 @@ def test_a_writer_that_was_stopped_does_not_keep_others_from_writing(
     url = postgres.new_database()
     first, second = (Registry.open(tmp_path / name, url, (tmp_path / "shared").as_uri()) for name in ("a", "b"))
     # Not earlier: opening migrates, and a migration on a busy machine may pause for longer than this.
-    monkeypatch.setattr("graft_server.registry.database._IDLE_WRITER_MS", 500)
+    monkeypatch.setattr("graft_server.registry.database.IDLE_WRITER_MS", 500)
 
     def stopped_in_the_middle() -> None:
         with first._database.write() as session:

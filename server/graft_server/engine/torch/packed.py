@@ -2,7 +2,10 @@
 
 By themselves torch's products in float32 are MKL's, which lays the weights out anew for each product. On an AVX2
 machine two to four rows took two to three times as long as they have to, and so did any number of them through the
-output layer.
+output layer. From about a hundred rows on the two are equal, as the layout is a small part of the work there.
+
+oneDNN generates a program for each number of rows, which takes a millisecond and half a MiB, and keeps up to a
+thousand of them. So there are products of a few numbers of rows only.
 """
 
 from __future__ import annotations
@@ -11,12 +14,15 @@ import platform
 from functools import partial
 
 import torch
+import torch.nn.functional as functional
 from torch import nn
 
 #: Bytes of packed weights at most. They lie beside the plain ones, which the embedding and DoRA read.
 _BUDGET = 2 << 30
-#: Rows of a product that the layout is chosen for. It serves any number.
+#: Rows of a product at most for which the packed weights are used.
 _ROWS = 64
+#: Up to so many rows each number has a program of its own; above, multiples of it have.
+_EXACT = 8
 
 
 def pack_linears(model: nn.Module, head: nn.Module, *, budget: int = _BUDGET) -> int:
@@ -31,7 +37,7 @@ def pack_linears(model: nn.Module, head: nn.Module, *, budget: int = _BUDGET) ->
             continue
         packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), _ROWS)
         # On the instance: hooks see the module as it was.
-        setattr(module, "forward", partial(_product, packed, module.bias))  # noqa: B010 - mypy knows it as a method
+        setattr(module, "forward", partial(_product, packed, module.weight, module.bias))  # noqa: B010 - mypy knows it as a method
         used += module.weight.nbytes
     return used
 
@@ -41,7 +47,14 @@ def _is_of_use(weight: torch.Tensor) -> bool:
     return plain and platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
-def _product(packed: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    """``x``: ``[..., in]``; gives ``[..., out]``."""
-    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    return result
+def _product(packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """``x``: ``[..., in]``; gives ``[..., out]``. ``packed`` and ``weight``, ``[out, in]``, are the same weights."""
+    flat = x.reshape(-1, x.shape[-1])
+    rows = len(flat)
+    if rows > _ROWS:
+        return functional.linear(x, weight, bias)
+    missing = -rows % _EXACT if rows > _EXACT else 0
+    if missing:
+        flat = functional.pad(flat, (0, 0, 0, missing))
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(flat, packed, bias, "none", [], "")
+    return result[:rows].view(*x.shape[:-1], len(weight))
