@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     auto_below: Literal["base", "ask"] = Field(
         "base", description="Where no adapter fits: the `base` answers, or the caller is told to `ask` for one."
     )
+    conversation_max_tokens: int = Field(
+        512, ge=1, description="Most tokens of an answer to a conversation, where neither caller nor task says."
+    )
     max_body_mib: int = Field(256, ge=1, description="Largest request body, in MiB.")
     drain_seconds: float = Field(30.0, ge=0, description="How long SIGTERM waits for requests in flight.")
     training_device: str = Field("auto", description="Where jobs train.")

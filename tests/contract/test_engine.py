@@ -248,7 +248,7 @@ async def test_logprobs_are_the_models_own(engine: SupervisedEngine) -> None:
 
     plain = await first("plain logprobs")
     changed = await first("changed logprobs", temperature=2.0, logit_bias={67: 100.0}, presence_penalty=2.0, seed=1)
-    assert changed.token == "a"
+    assert changed.token == b"a"
     assert dict(changed.top) == pytest.approx(dict(plain.top))
     assert changed.logprob < plain.logprob
 
@@ -266,7 +266,7 @@ async def test_a_prompt_tells_how_likely_it_is(
     told = deltas[0].prompt
     assert told is not None
     assert all(delta.prompt is None for delta in deltas[1:])
-    assert (told.text, told.first + "".join(token.token for token in told.others)) == (text, text)
+    assert (told.text, told.first + b"".join(token.token for token in told.others)) == (text, text.encode())
     assert sum(len(delta.tokens) for delta in deltas) == deltas[-1].completion_tokens == max_tokens
     assert (deltas[-1].prompt_tokens, deltas[-1].finish_reason) == (len(tokens), "length")
     assert all(len(token.top) == 2 and token.top[0][1] >= token.logprob for token in told.others)
@@ -288,7 +288,7 @@ async def test_the_end_of_an_answer_is_told_behind_an_echoed_prompt(engine: Supe
         request = GenerateRequest(f"end {echo}", PromptInput(text="Hello"), params, echo=echo)
         deltas = [delta async for delta in engine.generate(request)]
         told = [token.token for delta in deltas for token in delta.tokens]
-        assert told == (["<|im_end|>"] if echo else [])
+        assert told == ([b"<|im_end|>"] if echo else [])
         assert (deltas[-1].finish_reason, deltas[-1].completion_tokens) == ("stop", 1)
 
 

@@ -234,11 +234,11 @@ def _echoed(text: str, alternatives: int) -> EchoedPrompt:
     """A prompt's words as tokens, the n-th behind the first with the log-probability -n."""
     first, *others = re.findall(r"\s*\S+|\s+$", text)
     told = (_told(word, -1.0 * number, alternatives) for number, word in enumerate(others, start=1))
-    return EchoedPrompt(text, first, tuple(told))
+    return EchoedPrompt(text, first.encode(), tuple(told))
 
 
 def _told(text: str, logprob: float, alternatives: int) -> TokenLogprob:
-    return TokenLogprob(text, logprob, tuple((f"{text}{n}", -1.0 - n) for n in range(alternatives)))
+    return TokenLogprob(text.encode(), logprob, tuple((f"{text}{n}".encode(), -1.0 - n) for n in range(alternatives)))
 
 
 def _likelihood(prompt: PromptInput, candidate: str) -> float:

@@ -1,7 +1,7 @@
 """The process of an engine that sleeps, without a model: ``SupervisedEngine`` starts it in place of the real one.
 
 It answers each request at once, or after a moment where the prompt says ``slow``, and it ends with exit code 99 when it
-is told anything but to wake while it sleeps: its weights are not where they were.
+is told anything but to wake while it sleeps: its weights are not where they were. One that ``CANT_WAKE`` says so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from graft_server.engine import messages
 from graft_server.engine.base import Capabilities, Delta, EngineStats, ModelInfo
 
 SLOW = 0.3
+#: The first engine of the file that this environment variable names can't wake.
+CANT_WAKE = "GRAFT_TEST_CANT_WAKE"
 
 
 def serve(connection: socket.socket) -> None:
@@ -38,6 +40,9 @@ def serve(connection: socket.socket) -> None:
                     threading.Timer(slow, send, [messages.Deltas([(request.id, delta)])]).start()
                 case messages.Unload(engine_id):
                     unloaded.append(str(engine_id))
+                case messages.Wake(call_id) if (file := os.environ.get(CANT_WAKE)) and os.path.exists(file):
+                    os.remove(file)
+                    send(messages.Failed(call_id, "engine-error", "CUDA out of memory"))
                 case messages.Sleep(call_id) | messages.Wake(call_id):
                     asleep = isinstance(message, messages.Sleep)
                     send(messages.Done(call_id))

@@ -80,8 +80,14 @@ class MetricReport(Schema):
 
 JsonObject = dict[str, Any]
 
+#: More than any text has tokens, and what tensors can hold.
+_MOST = 2**31 - 1
+
 #: A token's number in the base model's vocabulary.
-TokenId = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0, le=_MOST)]
+#: How many tokens.
+TokenCount = Annotated[int, Field(ge=0, le=_MOST)]
+SomeTokens = Annotated[int, Field(ge=1, le=_MOST)]
 #: What is added to a token's logit; at either end it decides alone.
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from graft_client.schemas.common import Bias, Schema, Seed, TokenId
+from graft_client.schemas.common import Bias, Schema, Seed, SomeTokens, TokenCount, TokenId
 from graft_client.schemas.openai_files import Metadata
 from graft_client.schemas.openai_tools import NamedToolChoice, Tool, ToolCallItem
 
@@ -24,12 +24,12 @@ class OpenAIRequest(Schema):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: str
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: SomeTokens | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: Seed | None = None
     stop: str | list[str] | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     user: str | None = None
     n: int | None = Field(None, ge=1, le=16)
@@ -45,7 +45,7 @@ class OpenAIRequest(Schema):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     stop_token_ids: tuple[TokenId, ...] | None = Field(None, max_length=64)
-    min_tokens: int | None = Field(None, ge=0)
+    min_tokens: TokenCount | None = None
 
 
 class TextFormat(Schema):
@@ -87,10 +87,10 @@ class ChatMessage(Schema):
 
 class ChatCompletionRequest(OpenAIRequest):
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: SomeTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    top_k: int | None = Field(None, ge=0)
+    top_k: TokenCount | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(None, min_length=1, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
@@ -109,9 +109,9 @@ class CompletionRequest(OpenAIRequest):
     """``prompt`` is one text or several, or their tokens, which are the base model's."""
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: TokenCount | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
-    top_k: int | None = Field(None, ge=0)
+    top_k: TokenCount | None = None
     echo: bool | None = None
     best_of: None = None
     suffix: None = None

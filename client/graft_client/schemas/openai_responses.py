@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from graft_client.schemas.common import Schema
+from graft_client.schemas.common import Schema, SomeTokens
 from graft_client.schemas.openai import JsonObjectFormat, NamedJsonSchema, TextFormat
 from graft_client.schemas.openai_files import Metadata
 
@@ -48,7 +48,7 @@ class ResponseRequest(Schema):
     input: str | list[InputItem] = Field(min_length=1)
     instructions: str | None = None
     previous_response_id: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: SomeTokens | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)

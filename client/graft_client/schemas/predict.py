@@ -7,7 +7,18 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from graft_client.schemas.adapters import EvaluationSummary
-from graft_client.schemas.common import Bias, Problem, RequestSchema, Schema, Seed, Timings, TokenId, Usage
+from graft_client.schemas.common import (
+    Bias,
+    Problem,
+    RequestSchema,
+    Schema,
+    Seed,
+    SomeTokens,
+    Timings,
+    TokenCount,
+    TokenId,
+    Usage,
+)
 
 #: Seconds that a request may give itself at most.
 MAX_TIMEOUT = 3600.0
@@ -16,10 +27,10 @@ MAX_TIMEOUT = 3600.0
 class SamplingOverrides(RequestSchema):
     """How to draw tokens, where the caller wants it otherwise than the task."""
 
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: SomeTokens | None = None
     temperature: float | None = Field(None, ge=0, le=5)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
+    top_k: TokenCount | None = None
     seed: Seed | None = None
     stop: list[str] | None = Field(None, max_length=16)
     ignore_eos: bool | None = Field(None, description="Generate on where the model would end its answer.")
@@ -29,7 +40,7 @@ class SamplingOverrides(RequestSchema):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[TokenId, Bias] | None = Field(None, max_length=1024)
     stop_token_ids: tuple[TokenId, ...] | None = Field(None, max_length=64)
-    min_tokens: int | None = Field(None, ge=0)
+    min_tokens: TokenCount | None = None
 
     @model_validator(mode="after")
     def _some_length_is_left(self) -> SamplingOverrides:

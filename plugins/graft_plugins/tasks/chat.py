@@ -27,15 +27,18 @@ from graft_plugins.task import (
 
 
 class ChatExample(BaseModel):
-    """A conversation that ends with the assistant turn to learn."""
+    """A conversation that ends with the assistant turn to learn, and the functions that its turns may call."""
 
     messages: list[Message] = Field(min_length=2)
+    tools: list[dict[str, Any]] = []
 
     @field_validator("messages")
     @classmethod
     def _ends_with_answer(cls, messages: list[Message]) -> list[Message]:
         if messages[-1].role != "assistant":
             raise ValueError("the last message must be from the assistant")
+        if messages[-1].tool_calls:
+            raise ValueError("the assistant's last message calls a tool; only text is learned")
         if not messages[-1].content.strip():
             raise ValueError("the assistant's last message is blank")
         return messages
@@ -45,6 +48,7 @@ class ChatRequest(BaseModel):
     """A conversation to go on with."""
 
     messages: list[Message] = Field(min_length=1)
+    tools: list[dict[str, Any]] = Field([], description="Functions for the chat template, in OpenAI's shape.")
 
 
 class ChatResponse(BaseModel):
@@ -74,20 +78,20 @@ class ChatTask(Task[ChatExample, ChatRequest, ChatResponse, Empty]):
 
     def parse_row(self, row: Mapping[str, Any]) -> ChatExample:
         """``messages``, or ``instruction``/``input``/``output``, or ``prompt``/``completion``."""
-        return ChatExample.model_validate({"messages": _messages(row)})
+        return ChatExample.model_validate({"messages": _messages(row), "tools": row.get("tools") or []})
 
     def group_key(self, example: ChatExample) -> str:
         """The conversation up to the answer, so that one prompt is never on both sides."""
-        return "\n".join(f"{message.role}: {message.content}" for message in example.messages[:-1]).lower()
+        return "\n".join(f"{message.role}: {_told(message)}" for message in example.messages[:-1]).lower()
 
     def request_for(self, example: ChatExample, state: Empty) -> ChatRequest:
-        return ChatRequest(messages=example.messages[:-1])
+        return ChatRequest(messages=example.messages[:-1], tools=example.tools)
 
     def target(self, example: ChatExample) -> str:
         return example.messages[-1].content
 
     def prompt(self, request: ChatRequest, state: Empty) -> Prompt:
-        return Prompt(messages=tuple(request.messages))
+        return Prompt(messages=tuple(request.messages), tools=tuple(request.tools))
 
     def decoding(self, request: ChatRequest, state: Empty) -> Generate:
         return Generate(sampling=Sampling(max_tokens=256))
@@ -119,7 +123,13 @@ class ChatTask(Task[ChatExample, ChatRequest, ChatResponse, Empty]):
 def _messages(row: Mapping[str, Any]) -> Any:
     if row.get("messages") is not None:
         messages = row["messages"]
-        return [_message(message) for message in messages] if isinstance(messages, list) else messages
+        if row.get("functions"):
+            raise RowError("functions are told as `tools` now", "functions")
+        if not isinstance(messages, list):
+            return messages
+        if messages and isinstance(messages[-1], Mapping) and messages[-1].get("weight") == 0:
+            raise RowError("the last message is what is learned, and its weight is 0: leave the row out", "messages")
+        return [_message(message) for message in messages]
     for question, answer in (("instruction", "output"), ("prompt", "completion"), ("prompt", "response")):
         if row.get(question) is not None and row.get(answer) is not None:
             parts = [row[question], row.get("input")] if question == "instruction" else [row[question]]
@@ -133,7 +143,7 @@ def _messages(row: Mapping[str, Any]) -> Any:
 
 
 def _message(message: Any) -> Any:
-    """OpenAI's variants of a turn in the plain form: text parts joined, developers as system."""
+    """OpenAI's variants of a turn in the plain form: text parts joined, developers as system, calls of functions."""
     if not isinstance(message, Mapping):
         return message
     content = message.get("content")
@@ -142,8 +152,26 @@ def _message(message: Any) -> Any:
         for part in content
     ):
         content = "".join(part["text"] for part in content)
-    role = message.get("role")
-    return {"role": "system" if role == "developer" else role, "content": content}
+    if message.get("function_call"):
+        raise RowError("a call is told in `tool_calls` now", "function_call")
+    role, calls = message.get("role"), message.get("tool_calls") or []
+    return {
+        "role": "system" if role == "developer" else role,
+        "content": "" if content is None and calls else content,
+        "tool_calls": [_call(call) for call in calls] if isinstance(calls, list) else calls,
+        "tool_call_id": message.get("tool_call_id"),
+    }
+
+
+def _call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return call
+    return {"id": call.get("id"), "name": function.get("name"), "arguments": function.get("arguments")}
+
+
+def _told(message: Message) -> str:
+    return " ".join([message.content, *(f"{call.name} {call.arguments}" for call in message.tool_calls)])
 
 
 @hookimpl

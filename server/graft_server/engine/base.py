@@ -120,19 +120,20 @@ class GenerateRequest(msgspec.Struct, frozen=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """A token with its natural-log probability, and the likeliest alternatives at its place."""
+    """A token, by its bytes, with its natural-log probability, and the likeliest alternatives at its place. A token may
+    be a part of a character."""
 
-    token: str
+    token: bytes
     logprob: float
-    top: tuple[tuple[str, float], ...] = ()
+    top: tuple[tuple[bytes, float], ...] = ()
 
 
 class EchoedPrompt(msgspec.Struct, frozen=True):
-    """A prompt's tokens as text, special ones among them. The ``first`` has nothing in front of it that could make it
+    """A prompt's text and tokens, special ones among them. The ``first`` has nothing in front of it that could make it
     likely; each of the ``others`` has its natural-log probability behind those before it."""
 
     text: str
-    first: str
+    first: bytes
     others: tuple[TokenLogprob, ...]
 
 

@@ -61,9 +61,9 @@ _ERRORS: dict[str, type[EngineError]] = {
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A message that waits for answers, and what to send again if the engine dies before the first."""
+    """A message that waits for answers, and the frame to send again if the engine dies before the first."""
 
-    message: msgspec.Struct
+    frame: bytes
     answers: asyncio.Queue[messages.FromEngine | EngineError] = field(default_factory=asyncio.Queue)
     #: Sent to an engine that is to sleep or asleep; it is not for a new one if this one dies.
     for_sleeper: bool = False
@@ -96,7 +96,7 @@ class SupervisedEngine:
         self._ready = asyncio.Event()
         self._asleep = False
         #: What can't be said to a sleeping engine and expects no answer.
-        self._held: list[msgspec.Struct] = []
+        self._held: list[bytes] = []
         #: Set unless a sleeping engine is not to be rebuilt: its device is another's.
         self._may_start = asyncio.Event()
         self._may_start.set()
@@ -155,6 +155,15 @@ class SupervisedEngine:
         self._fail_all(EngineUnavailableError("the server is stopping"))
 
     async def _supervise(self) -> None:
+        try:
+            await self._keep_running()
+        except Exception as error:
+            logger.exception("the engine is looked after no more; restart the server")
+            self._state, self._error = "failed", f"its supervision failed: {error}"
+        self._fail_all(EngineUnavailableError(self._error or "the engine has failed"))
+
+    async def _keep_running(self) -> None:
+        """Until it has failed."""
         while True:
             await self._may_start.wait()
             try:
@@ -173,7 +182,6 @@ class SupervisedEngine:
             self._after_death(code)
             if self._state == "failed":
                 break
-        self._fail_all(EngineUnavailableError(self._error or "the engine has failed"))
 
     async def _spawn(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair()
@@ -251,13 +259,13 @@ class SupervisedEngine:
         self._changed.set()
 
     def _send_waiting(self) -> None:
-        for message in self._held:
-            self._write(message)
+        for frame in self._held:
+            self._send(frame)
         self._held.clear()
         for call in self._calls.values():
             if not call.sent:
                 call.sent = True
-                self._write(call.message)
+                self._send(call.frame)
 
     def _after_death(self, code: int) -> None:
         reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -294,25 +302,31 @@ class SupervisedEngine:
     # Calls
 
     def _write(self, message: msgspec.Struct) -> None:
+        self._send(messages.frame(message))
+
+    def _send(self, frame: bytes) -> None:
         if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(messages.frame(message))
+            self._writer.write(frame)
 
     def _tell(self, message: msgspec.Struct) -> None:
         """Something without an answer; a sleeping engine is told when it wakes."""
+        frame = messages.frame(message)
         if self._asleep:
-            self._held.append(message)
+            self._held.append(frame)
         else:
-            self._write(message)
+            self._send(frame)
 
     def _call(self, call_id: str, message: msgspec.Struct, *, for_sleeper: bool = False) -> _Call:
         if self._state in ("stopped", "failed"):
             raise EngineUnavailableError(self._error or "the engine is not running")
         if call_id in self._calls:
             raise base.InvalidRequestError(f"the request id {call_id!r} is in use")
-        call = self._calls[call_id] = _Call(message, for_sleeper=for_sleeper)
+        # First: what can't be said must not be kept, for it could not be said to the next engine either.
+        frame = _frame(message)
+        call = self._calls[call_id] = _Call(frame, for_sleeper=for_sleeper)
         if self._state == "ready" and (for_sleeper or not self._asleep):
             call.sent = True
-            self._write(message)
+            self._send(frame)
         return call
 
     def _forget(self, call_id: str) -> _Call | None:
@@ -427,9 +441,16 @@ class SupervisedEngine:
             raise
 
     async def wake(self) -> None:
-        with contextlib.suppress(EngineDiedError):
+        """One that can't wake, say because something else has its memory by now, is replaced."""
+        try:
             if self._state == "ready":
                 await self._ask_sleeper(messages.Wake)
+        except EngineDiedError:
+            pass
+        except EngineError as error:
+            logger.error("the engine can't be woken and is replaced: %s", error)
+            assert self._process is not None
+            self._process.kill()
         self._wake_up()
 
     async def _ask_sleeper(self, message_of: Callable[[str], msgspec.Struct]) -> None:
@@ -452,3 +473,14 @@ class SupervisedEngine:
             self._loaded.move_to_end(source.engine_id)
             while len(self._loaded) > (self._capabilities.slots if self._capabilities else 1):
                 self._loaded.popitem(last=False)
+
+
+def _frame(message: msgspec.Struct) -> bytes:
+    """Raises:
+    InvalidRequestError: a number in the message has more than 64 bits.
+    UnicodeEncodeError: a text in it has half of a surrogate pair.
+    """
+    try:
+        return messages.frame(message)
+    except OverflowError as error:
+        raise base.InvalidRequestError("a number in the request has more than 64 bits") from error

@@ -14,21 +14,28 @@ import contextlib
 import fcntl
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from graft_server.registry.copying import copy_file, copy_tree, hash_file
 from graft_server.registry.errors import (
     CorruptArtefactError,
     InvalidStoreError,
     RefusedArtefactError,
+    StoreUnavailableError,
+    UncertainError,
     storage_errors,
 )
 from graft_server.registry.stored import OWNER_FILE, StoredFile, manifest_digest, owner_document, owner_in
 from graft_server.whole_files import flush, write_whole
+
+#: Seconds for which somebody waits for the store's lock at most. It is held for moments.
+LOCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +105,26 @@ class ArtefactStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the store's lock. It is not reentrant, and it goes with the process that holds it."""
+        """Hold the store's lock. It is not reentrant, and it goes with the process that holds it.
+
+        Raises:
+            StoreUnavailableError: another process has held it for too long: it is stopped, or its disk hangs.
+        """
         with storage_errors(self.place), self._lock_file.open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            self._wait_for(stream)
             yield
+
+    def _wait_for(self, stream: TextIO) -> None:
+        until, pause = time.monotonic() + LOCK_SECONDS, 0.001
+        while True:
+            try:
+                return fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    reason = f"another process has held its lock for {LOCK_SECONDS:g} s"
+                    raise StoreUnavailableError(str(self.place), reason) from None
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
 
     @contextmanager
     def stage(self, folder: Path, *, allow_pickles: bool = False) -> Iterator[Staged]:
@@ -148,7 +171,8 @@ class ArtefactStore:
     def placing(self, staged: Staged) -> Iterator[Callable[[Path], None]]:
         """Hold the lock, and give a function that renames the staged folder to its final place.
 
-        Where the same content lies there already, that is kept. If the block raises, the folder goes again.
+        Where the same content lies there already, that is kept. If the block raises, the folder goes again, unless the
+        row that names it may have been committed all the same: what has no row then is collected as garbage.
         """
         placed: list[Path] = []
 
@@ -160,6 +184,8 @@ class ArtefactStore:
         with self.lock():
             try:
                 yield place
+            except UncertainError:
+                raise
             except BaseException:
                 for target in placed:
                     self.remove(target)
@@ -240,8 +266,9 @@ class ArtefactStore:
         with self.lock():
             self.remove(folder)
 
-    def discard(self, folder: Path) -> None:
-        """Remove what ``upload`` sent. Needs the database's write lock, under which no row names the folder."""
+    def discard(self, folder: Path, *, before_each: Callable[[], object] = lambda: None) -> None:
+        """Remove what ``upload`` sent. Needs the database's write lock, under which no row names the folder;
+        ``before_each`` file is removed it is called, and raises where the lock is lost."""
 
     def abandoned(self) -> list[Path]:
         """Folders that ``upload`` sent, but for those that may be under way."""

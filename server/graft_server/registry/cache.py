@@ -259,13 +259,13 @@ class CachedStore(ArtefactStore):
     def withdraw(self, folder: Path) -> None:
         self.discard(folder)
 
-    def discard(self, folder: Path) -> None:
+    def discard(self, folder: Path, *, before_each: Callable[[], object] = lambda: None) -> None:
         # The database is held meanwhile: nobody waits for a store that is known not to answer.
         silence = self._silence
         if silence is not None and time.monotonic() < silence[0]:
             raise silence[1].with_traceback(None)
         try:
-            self._objects.delete(self._key(folder))
+            self._objects.delete(self._key(folder), before_each=before_each)
         except StoreUnavailableError as error:
             self._silence = (time.monotonic() + _PAUSE, error)
             raise

@@ -22,6 +22,7 @@ from graft_server.registry.errors import (
     NewerDatabaseError,
     StorageFullError,
     UnavailableError,
+    UncertainError,
     UnstorableError,
 )
 from graft_server.registry.models import Counter, now
@@ -31,13 +32,15 @@ _BUSY_TIMEOUT_MS = 30_000
 _CONNECT_SECONDS = 5
 #: Milliseconds after which a writer that does nothing loses its transaction: a server that is stopped, or was cut off,
 #: must not keep all others from writing. Less than those wait, and than a claim on a job holds unless set otherwise;
-#: more than the artefact store takes where a change waits for it.
+#: more than an artefact store that is well takes where a change waits for it.
 IDLE_WRITER_MS = 15_000
 #: A network that is gone is noticed within seconds; without these only after a quarter of an hour.
 _NETWORK = {"tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 #: Any number that no other program on the same PostgreSQL database uses.
 WRITERS_LOCK = 0x67726166  # "graf"
 _WRITES = "graft_writes"
+#: PostgreSQL's ``read_only_sql_transaction``: of a standby, or of a primary that has become one.
+_READ_ONLY = "25006"
 
 
 class Database:
@@ -65,9 +68,18 @@ class Database:
 
         Raises:
             StorageFullError: the disk is full; nothing was changed.
+            UncertainError: the database went away at the very end.
         """
-        with self._reported_errors(), self._sessions(bind=self._writing_engine) as session, session.begin():
-            yield session
+        committing = False
+        try:
+            with self._reported_errors(), self._sessions(bind=self._writing_engine) as session, session.begin():
+                yield session
+                session.flush()
+                committing = True
+        except UnavailableError as error:
+            if committing:
+                raise UncertainError(self.name) from error
+            raise
 
     @property
     def name(self) -> str:
@@ -118,6 +130,10 @@ class Database:
             if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise StorageFullError(self.name) from error
             ended = isinstance(error, OperationalError) or error.connection_invalidated
+            if getattr(error.orig, "sqlstate", None) == _READ_ONLY:
+                # Another one has its place, or will have: connections to this one are of no use any more.
+                self._engine.dispose()
+                ended = True
             if ended and self._engine.dialect.name == "postgresql":
                 raise UnavailableError(self.name) from error
             raise

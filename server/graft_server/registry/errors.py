@@ -84,6 +84,17 @@ class UnavailableError(RegistryError):
         super().__init__(f"the registry's database {database} does not answer; try again soon")
 
 
+class UncertainError(UnavailableError):
+    """The database went away while a change was being committed: whether it was made is not known."""
+
+    def __init__(self, database: str) -> None:
+        RegistryError.__init__(
+            self,
+            f"the registry's database {database} went away during a change, which may have been made; look before "
+            "you try again",
+        )
+
+
 class StoreUnavailableError(UnavailableError):
     """The artefact store does not answer, or refuses. Nothing was changed."""
 

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -97,10 +97,12 @@ class ObjectStore:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
                     raise self._corrupt(key, f"{file.name} is not the file that was stored")
 
-    def delete(self, key: str) -> None:
-        """Remove a folder, its manifest first: what is left of it afterwards is not there."""
+    def delete(self, key: str, *, before_each: Callable[[], object] = lambda: None) -> None:
+        """Remove a folder, its manifest first: what is left of it afterwards is not there. ``before_each`` file is
+        called, and may raise to end it."""
         with self._answers():
             for path in sorted(self._list(key), key=lambda path: not path.endswith(f"{key}/{_MANIFEST}")):
+                before_each()
                 try:
                     self._fs.rm_file(path)
                 except FileNotFoundError:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from graft_server.registry import documents, jobs
 from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import Database
-from graft_server.registry.errors import ConflictError, StoreUnavailableError
+from graft_server.registry.errors import ConflictError, StoreUnavailableError, UnavailableError
 from graft_server.registry.models import Artefact, Dataset, Setting
 from graft_server.registry.visibility import EVERYTHING
 
@@ -80,7 +80,7 @@ class Sharing:
         for folder in folders:
             try:
                 self._discard(folder)
-            except StoreUnavailableError as error:
+            except UnavailableError as error:
                 log.warning("%s; %s is removed with the next collection of garbage", error, folder.name)
                 return
 
@@ -105,7 +105,8 @@ class Sharing:
         with self._database.write() as session:
             if self._is_named(session, folder):
                 return False
-            self._store.discard(folder)
+            # And whoever took too long, and has lost the right to write, removes nothing more.
+            self._store.discard(folder, before_each=lambda: session.scalar(select(1)))
             return True
 
     def _row_of(self, folder: Path) -> tuple[str, str]:

@@ -41,10 +41,11 @@ class BatchTakeover:
             await asyncio.sleep(min(_LOOK, self._gone / 4))
             try:
                 await self._look()
-            except RegistryError as error:
+            except Exception as error:  # whatever it is, the next try may work
                 # Nobody could say that they are there either.
                 self._missing.clear()
-                log.debug("the batches of other servers can't be looked at: %s", error)
+                known = isinstance(error, RegistryError)
+                log.log(logging.DEBUG if known else logging.WARNING, "other servers' batches can't be read: %s", error)
 
     async def _look(self) -> None:
         batches = await asyncio.to_thread(

@@ -20,7 +20,7 @@ from graft_server.access.keyring import Keyring
 from graft_server.problems import ProblemError, as_problem
 from graft_server.registry import Registry
 from graft_server.registry.documents import DocumentRecord, Documents
-from graft_server.registry.errors import ConflictError, UnknownError
+from graft_server.registry.errors import ConflictError, StorageFullError, UnknownError
 from graft_server.registry.outages import Outlasting
 from graft_server.registry.reading import hold
 from graft_server.serving.batch_results import PartialResults
@@ -43,6 +43,10 @@ UNANSWERED: Mapping[str, Any] = {
 _BATCHES = 8
 #: Seconds between two notes of how far a batch is.
 _PACE = 1.0
+#: Seconds between two looks at what other servers were told of a batch.
+_LOOK = 2.0
+#: Seconds between two tries to store results on a full disk.
+_ROOM = 10.0
 _MOST_FAULTS = 50
 
 #: A request's path and body -> its status and document. Raises ``ProblemError`` for what may go better later.
@@ -139,6 +143,8 @@ class BatchRunner:
         except _ElsewhereError:
             log.warning("batch %s was taken over by another server; what was answered here is let go", batch_id)
             await asyncio.to_thread(shutil.rmtree, self._folder / batch_id, ignore_errors=True)
+        except Exception:
+            log.exception("batch %s is left as it stands until the server starts again", batch_id)
         finally:
             del self._runs[batch_id]
 
@@ -205,6 +211,7 @@ class BatchRunner:
         lines = (line for line in self._read(path) if isinstance(line, BatchLine))
         left = (line for line in lines if line.custom_id not in results.done)
         run.asking = asyncio.ensure_future(self._ask_all(record.id, left, results))
+        watching = asyncio.create_task(self._watch(record.id))
         try:
             async with asyncio.timeout(record.data["expires_at"] - time.time()):
                 await run.asking
@@ -218,9 +225,18 @@ class BatchRunner:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
+            watching.cancel()
             run.asking.cancel()
-            await asyncio.gather(run.asking, return_exceptions=True)
+            await asyncio.gather(watching, run.asking, return_exceptions=True)
         return "completed"
+
+    async def _watch(self, batch_id: str) -> None:
+        """End a batch that another server was told to cancel, or has taken over, also while it gets no answers."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            data = (await self._ask(self._registry.documents.get, "batch", batch_id)).data
+            if data["status"] == "cancelling" or data["server"] != self._registry.server:
+                return self.cancel(batch_id)
 
     async def _ask_all(self, batch_id: str, lines: Iterator[BatchLine], results: PartialResults) -> None:
         """In turn with other batches. Raises an ``ExceptionGroup`` of what ends the batch."""
@@ -233,10 +249,7 @@ class BatchRunner:
                     results.add(await self._result(line))
                 if time.monotonic() - noted >= _PACE:
                     noted = time.monotonic()
-                    counts = dict(results.counts)
-                    record = await self._note(batch_id, counts=counts)
-                    if record.data["status"] == "cancelling":  # told to another server
-                        self.cancel(batch_id)
+                    await self._note(batch_id, counts=dict(results.counts))
 
         async with self._turns, asyncio.TaskGroup() as group:
             for _ in range(self._width):
@@ -276,11 +289,20 @@ class BatchRunner:
             if data[field] is not None:
                 lifetime = data["output_lifetime"]
                 expires_at = None if lifetime is None else int(time.time()) + lifetime
-                await self._ask(self._store, record, folder / name, data[field], expires_at)
+                await self._keep(record, folder / name, data[field], expires_at)
         # The last word, whatever was asked meanwhile.
         at = {f"{data['outcome']}_at": int(time.time())}
         await self._note(record.id, status=data["outcome"], **at)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _keep(self, record: DocumentRecord, source: Path, identity: str, expires_at: int | None) -> None:
+        """Store a result file, as soon as there is room for it."""
+        while True:
+            try:
+                return await self._ask(self._store, record, source, identity, expires_at)
+            except StorageFullError as error:
+                log.warning("the results of batch %s wait: %s", record.id, error)
+            await asyncio.sleep(_ROOM)
 
     def _store(self, record: DocumentRecord, source: Path, identity: str, expires_at: int | None) -> None:
         self._require_own(self._registry.documents.get("batch", record.id).data)

@@ -11,7 +11,9 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextvars import Context
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Any
 
 from graft_client.schemas.routes import RouteGuard, TargetFigures
@@ -28,7 +30,7 @@ FAULTS = frozenset(
 _MOST = 10_000
 #: The window of routes without a guard, in seconds.
 _WINDOW = 300.0
-#: Seconds between two tries to write to a database that is away.
+#: Seconds between two tries to write to a database that is away; the last of them again and again.
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
@@ -151,7 +153,7 @@ def _forget(outcomes: deque[Outcome], before: float) -> None:
 class CanaryStop:
     """What a guard does: it takes the canary's weight in the registry, and says so in the log.
 
-    A database that is away for a while is asked again; whoever changes the route meanwhile has the last word.
+    A registry that does not answer is asked again until it does; whoever changes the route meanwhile has the last word.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -159,7 +161,8 @@ class CanaryStop:
         self._stopping: set[asyncio.Task[None]] = set()
 
     def __call__(self, route: RouteRecord, ref: str, reason: str) -> None:
-        task = asyncio.create_task(self._stop(route, ref, reason))
+        # Not the doing of the caller whose request was one too many, who may not even see the route's targets.
+        task = asyncio.create_task(self._stop(route, ref, reason), context=Context())
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
 
@@ -168,14 +171,12 @@ class CanaryStop:
         await asyncio.gather(*self._stopping)
 
     async def _stop(self, route: RouteRecord, ref: str, reason: str) -> None:
-        for pause in (*_PAUSES, None):
+        for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
             try:
                 stopped = await asyncio.to_thread(
                     self._registry.routes.trip, route.name, ref, revision=route.revision, why=f"{ref}: {reason}"
                 )
             except Exception:
-                if pause is None:
-                    raise
                 log.exception("route %s: the weight of %s could not be taken; trying again", route.name, ref)
                 await asyncio.sleep(pause)
                 continue

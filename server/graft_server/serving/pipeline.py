@@ -34,9 +34,6 @@ from graft_server.routing.resolver import Route
 
 log = logging.getLogger(__name__)
 
-#: Room for a whole answer where no task says how long one is.
-_CONVERSATION = Sampling(max_tokens=512)
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -130,8 +127,10 @@ def plan_messages(
     sampling: Mapping[str, Any] | None = None,
     constraint: Constraint | None = None,
     tools: Sequence[dict[str, Any]] = (),
+    max_tokens: int,
 ) -> Plan:
-    """The plan for a conversation: the task's request where it makes one of it, else the messages verbatim.
+    """The plan for a conversation: the task's request where it makes one of it, else the messages verbatim, with
+    ``max_tokens`` for the answer unless the caller says.
 
     Raises:
         ProblemError: ``invalid-request``, ``plugin-fault``, or ``unservable``: a task that makes a request of its own
@@ -141,7 +140,7 @@ def plan_messages(
         request = route.task.request_from_messages(messages)
     if request is None:
         prompt = Prompt(messages=tuple(messages), tools=tuple(tools))
-        decoding = _override(Generate(sampling=_CONVERSATION, constraint=constraint), sampling)
+        decoding = _override(Generate(sampling=Sampling(max_tokens=max_tokens), constraint=constraint), sampling)
         return Plan(route, None, prompt, decoding, sampling, constraint)
     if tools:
         raise ProblemError("unservable", f"task {route.task.name!r} of the adapter takes no tools; leave them out")

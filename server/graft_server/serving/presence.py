@@ -57,9 +57,10 @@ class Presence:
             try:
                 await self._tell(self._traffic.refs())
                 await self._look()
-            except RegistryError as error:
+            except Exception as error:  # whatever it is, the next try may work
                 self._failed_at = time.monotonic()
-                log.debug("other servers can't be asked or told anything: %s", error)
+                known = isinstance(error, RegistryError)
+                log.log(logging.DEBUG if known else logging.WARNING, "other servers can't be asked or told: %s", error)
             await asyncio.sleep(_PAUSE)
 
     async def leave(self) -> None:

@@ -113,7 +113,7 @@ def _tokenise(pairs: Sequence[TrainingPair], tokenizer: Any, limit: int) -> list
     """Rows of at most ``limit`` tokens; a pair without an answer token is left out as well."""
     rows: list[TokenRow] = []
     for pair in pairs:
-        prompt = encode_prompt(tokenizer, pair.prompt.messages, pair.prompt.text)
+        prompt = encode_prompt(tokenizer, pair.prompt.messages, pair.prompt.text, pair.prompt.tools)
         answer = encode_target(tokenizer, pair.target)
         if answer and 2 <= len(prompt) + len(answer) <= limit:
             rows.append(TokenRow((*prompt, *answer), len(prompt)))

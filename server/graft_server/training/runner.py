@@ -172,6 +172,9 @@ class JobRunner:
                     job = await self._ask(self._claim)
                 except UnavailableError:
                     break  # and the server is stopping
+                except Exception as error:  # whatever it is, the next try may work
+                    log.warning("no job can be taken from the queue: %s", error)
+                    break
                 if job is None:
                     break
                 if (lost := self._jobs.get(job.id)) is not None and lost.task is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,8 +144,8 @@ def test_logprobs_are_the_models_within_the_constraint(loop: Loop) -> None:
     loop.submit("bound", constraint, logprobs=2, temperature=3.0, seed=4, logit_bias={loop.ids("y")[0]: -50.0})
     drain(loop.engine)
     first = next(token for delta in loop.events.deltas["bound"] for token in delta.tokens)
-    assert first.token == "n"
-    assert {token for token, _ in first.top} == {"y", "n"}
+    assert first.token == b"n"
+    assert {token for token, _ in first.top} == {b"y", b"n"}
     assert sum(math.exp(logprob) for _, logprob in first.top) == pytest.approx(1.0, abs=1e-4)
 
 
@@ -212,11 +214,57 @@ def test_candidates_share_their_prompt_and_so_do_scorings(base: BaseModel) -> No
     assert [scored.logprob for scored in again.scores] == pytest.approx([s.logprob for s in first.scores], abs=1e-4)
 
 
+def test_candidates_behind_a_sliding_window_are_what_each_is_alone(tmp_path: Path) -> None:
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    folder = save_tiny_model(tmp_path / "model")
+    config = {**json.loads((folder / "config.json").read_text()), "model_type": "mistral", "sliding_window": 24}
+    torch.manual_seed(3)
+    model = MistralForCausalLM(MistralConfig(**config)).eval()
+    model.save_pretrained(folder)
+    loop = Loop(resolve(str(folder), tmp_path / "cache"))
+    prompt, labels = PROMPT + " again and again", ("first", "second one", "third", "a fourth label", "last")
+    loop.engine.submit(ScoreRequest("together", PromptInput(text=prompt), labels))
+    drain(loop.engine)
+    together = [scored.logprob for scored in loop.events.scores["together"].scores]
+    begun = loop.ids(prompt)
+    for label, logprob in zip(labels, together, strict=True):
+        target = [*loop.ids(label), loop.engine.tokenizer.eos_token_id]
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([begun + target])).logits[0].log_softmax(-1)
+        expected = sum(float(logits[len(begun) - 1 + i, token]) for i, token in enumerate(target))
+        assert logprob == pytest.approx(expected, abs=1e-3)
+
+
 def embeddings(loop: Loop, *texts: str) -> list[list[float]]:
     name = f"embed {len(loop.events.embeddings)}"
     loop.engine.embed(name, texts)
     drain(loop.engine)
     return loop.events.embeddings[name].vectors
+
+
+def test_a_text_to_embed_has_its_turn_while_others_keep_the_cache_full(base: BaseModel) -> None:
+    loop = Loop(base, kv_cache_mib=1)
+    sampling, submitted = SamplingParams(max_tokens=40, ignore_eos=True), 0
+
+    def step() -> None:
+        """With sixty requests in the engine, for which the cache has not enough blocks."""
+        nonlocal submitted
+        while submitted - len(loop.events.finished) < 60:
+            submitted += 1
+            loop.engine.submit(GenerateRequest(f"{submitted}", PromptInput(text=f"{submitted:04}"), sampling))
+        loop.engine.step()
+
+    for _ in range(20):
+        step()
+    loop.engine.embed("long", ("x" * 400,))
+    steps = 0
+    while "long" not in loop.events.embeddings:
+        step()
+        steps += 1
+        assert steps < 200
+    assert loop.events.embeddings["long"].prompt_tokens == 400
 
 
 def test_embeddings_are_the_mean_hidden_states_normalised(loop: Loop, base: BaseModel) -> None:

@@ -134,3 +134,48 @@ async def test_an_engine_that_cannot_sleep_says_so() -> None:
 def test_the_torch_engine_refuses_at_the_start() -> None:
     with pytest.raises(EngineUnavailableError, match="torch engine can't sleep; set engine"):
         start_engine(EngineConfig("torch", "tiny", "", sleeps=True), None)  # type: ignore[arg-type]
+
+
+async def test_one_that_cant_wake_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flag = tmp_path / "flag"
+    flag.touch()
+    monkeypatch.setenv(sleeping_engine.CANT_WAKE, str(flag))
+    async with started() as engine:
+        await engine.sleep()
+        waiting = asyncio.create_task(ask(engine, "quick"))
+        await engine.wake()
+        assert await asyncio.wait_for(waiting, 10) == "hello"
+        assert (engine.state, engine.restarts) == ("ready", 1)
+
+
+async def test_supervision_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started() as engine:
+        waiting = asyncio.create_task(ask(engine, "slow"))
+        await asyncio.sleep(0)
+        monkeypatch.setattr(engine, "_after_death", lambda code: 1 / 0)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineUnavailableError, match="supervision failed"):
+            await asyncio.wait_for(waiting, 10)
+        assert engine.state == "failed"
+        with pytest.raises(EngineUnavailableError):
+            await ask(engine, "quick")
+
+
+@pytest.mark.parametrize(
+    ("text", "max_tokens", "error"), [("\ud83d", 4, UnicodeEncodeError), ("quick", 1 << 64, InvalidRequestError)]
+)
+async def test_what_cant_be_said_to_an_engine_harms_none_but_its_caller(
+    text: str, max_tokens: int, error: type[Exception]
+) -> None:
+    async with started() as engine:
+        unsayable = GenerateRequest("unsayable", PromptInput(text=text), SamplingParams(max_tokens=max_tokens))
+        with pytest.raises(error):
+            await anext(aiter(engine.generate(unsayable)))
+        # Nothing waits for its answer, and nothing of it is said to the next engine.
+        await asyncio.wait_for(engine.sleep(), 10)
+        await engine.wake()
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await until(lambda: engine.restarts == 1 and engine.state == "ready")
+        assert await asyncio.wait_for(ask(engine, "quick"), 10) == "hello"

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
+from support.byte_tokenizers import byte_fallback
 from support.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.torch
@@ -78,3 +80,31 @@ def test_pieces_add_up_to_the_text_before_the_first_stop(tokenizer: Any, text: s
         assert "".join(pieces) == text[: min(begin for end, begin in ends if end == first)]
     else:
         assert "".join(pieces) == text
+
+
+def streamed(tokenizer: Any, tokens: list[int]) -> str:
+    from graft_server.engine.torch.text import TextStream
+
+    out = TextStream(tokenizer)
+    return "".join([*map(out.push, tokens), out.flush()])
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (["\u2581H", "<0x0A>", "<0xE2>", "\u2581w", "o", "\u2581w"], "H\n\ufffd wo w"),
+        (["\u2581H", "<0xC3>", "<0xB6>", "<0xC3>", "o"], "H\u00f6\ufffdo"),
+        (["<0xE2>", "<0x82>", "<0xAC>", "<0xE2>"], "\u20ac\ufffd"),
+    ],
+)
+def test_bytes_that_are_no_character_end_no_answer(pieces: list[str], text: str) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_fallback())
+    assert streamed(tokenizer, tokenizer.convert_tokens_to_ids(pieces)) == text
+
+
+@given(st.lists(st.integers(0, 268), max_size=40))
+def test_any_tokens_of_a_tokenizer_with_bytes_are_text(tokens: list[int]) -> None:
+    backend = byte_fallback()
+    text, whole = streamed(PreTrainedTokenizerFast(tokenizer_object=backend), tokens), backend.decode(tokens)
+    if "\ufffd" not in whole:
+        assert text == whole

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from graft_plugins import CandidateScore, Generation, Message, Prompt, RequestError, RowError, Scores
 from graft_plugins.manager import PluginHost
-from graft_plugins.task import Generate, Score
+from graft_plugins.task import Generate, Score, ToolCall
 from graft_plugins.tasks.chat import ChatRequest
 from graft_plugins.tasks.domain_qa import QaRequest
 from graft_plugins.tasks.placeholders import missing_placeholders, placeholders
@@ -383,6 +383,28 @@ def test_developer_messages_are_system_messages() -> None:
     assert example.messages[0] == Message(role="system", content="Be kind")
 
 
+USER = {"role": "user", "content": "Warm?"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"place": "Kiel"}'}}
+ANSWERED = [
+    {"role": "tool", "tool_call_id": "c1", "content": "21"},
+    {"role": "assistant", "content": "Yes", "weight": 1},
+]
+
+
+def test_a_turn_is_learned_behind_the_calls_that_led_to_it() -> None:
+    task, tools = TASKS["chat"], [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    asked = {"role": "assistant", "content": None, "tool_calls": [CALL], "weight": 0}
+    example = task.parse_row({"messages": [USER, asked, *ANSWERED], "tools": tools})
+    prompt = task.prompt(task.request_for(example, task.fit_state([])), task.fit_state([]))
+    call = ToolCall(id="c1", name="weather", arguments='{"place": "Kiel"}')
+    assert prompt.tools == tuple(tools)
+    assert prompt.messages[1:] == (
+        Message(role="assistant", content="", tool_calls=(call,)),
+        Message(role="tool", content="21", tool_call_id="c1"),
+    )
+    assert task.target(example) == "Yes"
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -395,6 +417,12 @@ def test_developer_messages_are_system_messages() -> None:
         ({"messages": [{"role": "robot", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}, "role"),
         ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]}, "content"),
         ({"messages": "Hi"}, "messages"),
+        ({"messages": [USER, {"role": "assistant", "content": "Ho", "weight": 0}]}, "its weight is 0"),
+        ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, "calls a tool"),
+        ({"messages": [USER, {"role": "assistant", "content": "", "function_call": {}}]}, "is blank"),
+        ({"messages": [USER, {"role": "assistant", "function_call": {"name": "f"}}]}, "told in `tool_calls`"),
+        ({"messages": [USER, {"role": "assistant", "content": "Ho"}], "functions": [{}]}, "told as `tools`"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}, *ANSWERED]}, "tool_calls"),
     ],
 )
 def test_chat_rows_that_are_none(row: dict[str, Any], message: str) -> None:

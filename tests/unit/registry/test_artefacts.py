@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from graft_server.registry import ConflictError, RefusedArtefactError, Registry, StorageFullError
+from graft_server.registry.errors import StoreUnavailableError
 
 
 def folders(data_dir: Path) -> list[str]:
@@ -113,6 +114,18 @@ def test_staging_that_a_live_process_holds_is_left_alone(registry, data_dir):
         assert registry.collect_garbage() == []
         assert slot.exists()
     assert registry.collect_garbage() == [slot]
+
+
+def test_nobody_waits_for_ever_for_who_holds_the_store(
+    registry, data_dir, make_folder, lineage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("graft_server.registry.artefacts.LOCK_SECONDS", 0.2)
+    folder = make_folder()
+    with (data_dir / "store.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(StoreUnavailableError, match="another process has held its lock"):
+            registry.publish("x", folder, lineage)
+    assert registry.publish("x", folder, lineage).ref == "x@1"
 
 
 def test_a_new_database_does_not_take_old_files_for_orphans(registry, data_dir, make_folder, lineage):

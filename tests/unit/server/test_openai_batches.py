@@ -18,11 +18,14 @@ import pytest
 from openai.types import Batch
 
 from graft_client.schemas.limits import Limits
+from graft_server.api.openai import batch_calls
 from graft_server.app import batch_runner
 from graft_server.engine.base import GenerateRequest
+from graft_server.problems import ProblemError
 from graft_server.registry import outages
-from graft_server.registry.errors import StoreUnavailableError
+from graft_server.registry.errors import StorageFullError, StoreUnavailableError
 from graft_server.services import Services
+from graft_server.serving import batches
 from graft_server.serving.batch_results import PartialResults
 from graft_server.serving.batch_takeover import BatchTakeover
 from graft_server.serving.batches import BatchRunner
@@ -394,6 +397,20 @@ async def test_a_batch_that_another_server_is_told_to_end_ends(services: Service
         services.batches = runner
 
 
+async def test_a_batch_without_answers_ends_where_another_server_is_told_to_end_it(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_LOOK", 0.05)
+    engine_of(services).hold()
+    async with openai_sdk(services) as sdk, at_work(services) as runner:
+        waiting = await submit(sdk, many(3))
+        await batch_stands(sdk, waiting.id, lambda b: b.status == "in_progress")
+        services.batches = None
+        await sdk.asynchronous.batches.cancel(waiting.id)
+        assert (await ended(sdk, waiting.id)).status == "cancelled"
+        services.batches = runner
+
+
 async def test_without_a_shared_store_files_stay_with_their_server(services: Services, tmp_path: Path) -> None:
     database = f"sqlite:///{services.settings.data_dir / 'registry.db'}"
     another = make_services(tmp_path / "another", database_url=database)
@@ -429,6 +446,43 @@ async def test_a_batch_waits_for_a_store_that_is_away(
     done = await ended(sdk, (await submit(sdk, many(2))).id)
     assert (done.status, len(tries)) == ("completed", 4)
     assert len(await rows(sdk, done.output_file_id)) == 2
+
+
+@pytest.mark.parametrize("code", ["artefacts-unavailable", "storage-full"])
+async def test_requests_wait_for_the_files_of_their_adapter(
+    sdk: Sdk, services: Services, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    asked, complete = [], batch_calls.complete
+
+    async def away_at_first(services: Services, body: Any, terms: Any) -> Any:
+        asked.append(body)
+        if len(asked) < 4:
+            raise ProblemError(code, "not now", retry_after=0.05)
+        return await complete(services, body, terms)
+
+    monkeypatch.setattr(batch_calls, "complete", away_at_first)
+    done = await ended(sdk, (await submit(sdk, many(2))).id)
+    assert (done.status, done.request_counts and done.request_counts.failed) == ("completed", 0)
+
+
+async def test_the_results_of_a_batch_wait_for_room(
+    sdk: Sdk, services: Services, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(batches, "_ROOM", 0.05)
+    add, tries = services.registry.kept_files.add, []
+
+    def full_at_first(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["purpose"] == "batch_output":
+            tries.append(kwargs["filename"])
+            if len(tries) < 4:
+                raise StorageFullError("data")
+        return add(*args, **kwargs)
+
+    monkeypatch.setattr(services.registry.kept_files, "add", full_at_first)
+    done = await ended(sdk, (await submit(sdk, many(2))).id)
+    assert (done.status, len(tries)) == ("completed", 4)
+    assert len(await rows(sdk, done.output_file_id)) == 2
+    assert "wait: no space is left" in caplog.text
 
 
 async def test_a_batch_whose_end_was_cut_off_ends_with_the_same_files(services: Services) -> None:

@@ -13,7 +13,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 
-from graft_server.api.openai.shapes import completion_logprobs
+from graft_server.api.openai.shapes import characters, chat_logprobs, completion_logprobs
 from graft_server.engine.base import ConstraintSpec, EchoedPrompt, GenerateRequest, TokenLogprob
 from graft_server.services import Services
 from support.openai_sdk import Sdk, openai_sdk
@@ -200,9 +200,24 @@ async def test_tokens_are_echoed_as_their_text(sdk: Sdk) -> None:
 
 
 def test_offsets_of_parts_of_characters_and_of_marks() -> None:
-    told = [TokenLogprob(piece, -1.0) for piece in ("a", "\ufffd", "\ufffd", "b")]
-    logprobs = completion_logprobs(told[:1], prompt=EchoedPrompt("<s>aéb", "<s>", tuple(told)), echoed="aéb")
-    assert logprobs["text_offset"] == [0, 0, 1, 1, 2, 3]
+    told = [TokenLogprob(piece, -1.0) for piece in (b"a", b"\xc3", b"\xa9", b"b")]
+    logprobs = completion_logprobs(told, prompt=EchoedPrompt("<s>aéb", b"<s>", tuple(told)), echoed="aéb")
+    assert logprobs["text_offset"] == [0, 0, 1, 1, 2, 3, 4, 4, 5]
+    assert logprobs["tokens"][-4:] == ["a", "\ufffd", "\ufffd", "b"]
+
+
+def test_a_character_that_is_told_in_two_pieces_stands_at_one_place() -> None:
+    told = [TokenLogprob(piece, -1.0) for piece in (b"a", b"\xf0\x9f", b"\x98", b"\x80b")]
+    whole = completion_logprobs(told)["text_offset"]
+    split = [completion_logprobs(part, characters(before)) for part, before in ((told[:2], []), (told[2:], told[:2]))]
+    assert [at for piece in split for at in piece["text_offset"]] == whole == [0, 1, 1, 1]
+
+
+def test_the_bytes_of_tokens_are_those_of_the_text() -> None:
+    told = [TokenLogprob(b"\xf0\x9f", -1.0, ((b"\xf0\x9f", -1.0),)), TokenLogprob(b"\x98\x80", -1.0)]
+    content = chat_logprobs(told)["content"]
+    assert bytes(byte for token in content for byte in token["bytes"]).decode() == "😀"
+    assert content[0]["token"] == content[0]["top_logprobs"][0]["token"] == "\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -213,6 +228,9 @@ def test_offsets_of_parts_of_characters_and_of_marks() -> None:
         ({"echo": True, "max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
         ({"prompt": []}, "prompt", "no text"),
         ({"prompt": [[]]}, "prompt", "no text"),
+        ({"prompt": ["x"] * 100, "n": 6}, "prompt", "ask for 600 answers; 512 is the most"),
+        ({"max_tokens": 1 << 64}, "max_tokens", "less than or equal to"),
+        ({"extra_body": {"stop_token_ids": [1 << 64]}}, "stop_token_ids.0", "less than or equal to"),
     ],
 )
 async def test_what_a_completion_is_refused_for(sdk: Sdk, wrong: dict[str, Any], param: str, message: str) -> None:

@@ -89,6 +89,23 @@ async def test_servers_that_share_their_files_need_no_warning(tmp_path: Path) ->
     services.registry.close()
 
 
+async def test_no_error_ends_the_telling(
+    services: Services, elsewhere: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, asked = services.registry.report_in_flight, []
+
+    def broken_once(refs: set[str]) -> None:
+        asked.append(refs)
+        if len(asked) == 1:
+            raise ValueError("a bug")
+        report(refs)
+
+    monkeypatch.setattr(services.registry, "report_in_flight", broken_once)
+    running = asyncio.create_task(services.presence.run())
+    await until(lambda: elsewhere.other_servers() == {services.registry.server})
+    running.cancel()
+
+
 async def test_an_outage_of_the_database_makes_nobody_vanish(
     services: Services, elsewhere: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from graft_client.schemas.routes import ShadowRecord
+from graft_client.schemas.routes import RouteSpec, ShadowRecord
 from graft_server.engine.base import AdapterLoadError, GenerateRequest
 from graft_server.services import Services
 from graft_server.serving.shadows import Shadows
@@ -215,6 +215,30 @@ async def test_a_canary_that_fails_loses_its_weight_and_it_is_told(
     assert (event["kind"], event["who"]) == ("guard", "guard")
     assert event["why"].startswith("de@2: ")
     assert "failed, more than 20.0%" in event["why"]
+
+
+async def test_a_canary_loses_its_weight_by_a_request_of_who_may_not_see_it(
+    client: httpx.AsyncClient, services: Services
+) -> None:
+    services.registry.create_key("root", ["admin"])
+    key = services.registry.create_key("web", ["query"], adapters=["go"])[1]
+    services.keyring.changed()
+    spec = RouteSpec.model_validate(
+        {
+            "targets": [{"ref": "de@1", "weight": 60}, {"ref": "de@2", "weight": 40}],
+            "guard": {"min_requests": 5, "max_error_rate": 0.2},
+        }
+    )
+    services.registry.routes.set("go", spec, who="root")
+    engine_of(services).broken = {"de@2"}
+    headers = {"Authorization": f"Bearer {key}"}
+    assert (
+        await client.post("/api/predict", json={"adapter": "de@2", "text": "x"}, headers=headers)
+    ).status_code == 404
+    for _ in range(60):
+        await client.post("/api/predict", json={"adapter": "go", "text": "x"}, headers=headers)
+    await services.guards._trip.settled()
+    assert [target.weight for target in services.registry.routes.get("go").spec.targets] == [100, 0]
 
 
 async def test_a_canary_fails_also_where_its_fallback_answers(client: httpx.AsyncClient, services: Services) -> None:

@@ -21,7 +21,7 @@ from graft_plugins.manager import PluginHost
 from graft_server.base_model.folder import BaseModel
 from graft_server.config import Settings
 from graft_server.registry import ConflictError, Registry
-from graft_server.registry.errors import StoreUnavailableError
+from graft_server.registry.errors import StorageFullError, StoreUnavailableError
 from graft_server.registry.objects import ObjectStore
 from graft_server.registry.records import JobRecord, VersionRecord
 from graft_server.routing.auto.profiles import PROFILE_FILE
@@ -30,6 +30,7 @@ from graft_server.training.runner import JobRunner
 from graft_server.training.spec import DONE, FAILED, RESULT_FOLDER, STOPPED
 from support.adapter_files import read_adapter
 from support.postgresql import postgresql
+from support.waiting import until
 
 pytestmark = pytest.mark.torch
 
@@ -292,6 +293,25 @@ async def test_a_database_that_goes_away_and_comes_back_costs_no_job(
         await asyncio.wait_for(runner.stop(), timeout=30)
         registry.close()
         await asyncio.to_thread(server.start)
+
+
+async def test_a_full_disk_does_not_end_the_queue(
+    jobs: Jobs, runner: JobRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, asked = jobs.registry.claim_job, []
+
+    def full_once(**options: Any) -> JobRecord | None:
+        asked.append(options)
+        if len(asked) == 1:
+            raise StorageFullError("registry.db")
+        return claim(**options)
+
+    monkeypatch.setattr(jobs.registry, "claim_job", full_once)
+    job = jobs.submit(max_steps=2)
+    runner.wake()
+    await until(lambda: len(asked) == 1)
+    runner.wake()
+    assert (await jobs.over()).id == job.id
 
 
 async def test_a_job_fetches_its_dataset_and_outlasts_an_object_store_that_is_away(

@@ -19,7 +19,16 @@ _TERMS = Terms(background=True)
 
 #: What says nothing of the request, and what ends the batch.
 _PASSED_ON = frozenset(
-    {"overloaded", "not-ready", "engine-unavailable", "draining", "registry-unavailable", "unauthorized"}
+    {
+        "overloaded",
+        "not-ready",
+        "engine-unavailable",
+        "draining",
+        "registry-unavailable",
+        "artefacts-unavailable",
+        "storage-full",
+        "unauthorized",
+    }
 )
 #: How often a request is asked that the engine died of, which may have been another one's doing.
 _DEATHS = 3

@@ -98,7 +98,8 @@ async def plan_chat(services: Services, body: ChatCompletionRequest) -> ChatPlan
 
     def plan() -> Plan:
         route = services.resolver.resolve(body.model, None, _told(messages), key=body.user)
-        return plan_messages(route, messages, sampling=sampling, constraint=constraint, tools=told)
+        most = services.settings.conversation_max_tokens
+        return plan_messages(route, messages, sampling=sampling, constraint=constraint, tools=told, max_tokens=most)
 
     planned = await with_files(services.registry, plan)
     return ChatPlan(body, planned, choices(planned, body.n or 1), tools, syntax)

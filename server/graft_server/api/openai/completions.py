@@ -14,7 +14,7 @@ from graft_client.schemas.openai import CompletionRequest
 from graft_client.schemas.openai_answers import Completion
 from graft_server.api.deps import ServicesDep, TermsDep
 from graft_server.api.openai.completion_plan import CompletionPlan, plan_completion
-from graft_server.api.openai.shapes import usage_of, wants_usage
+from graft_server.api.openai.shapes import characters, usage_of, wants_usage
 from graft_server.api.openai.stream import DONE, chunk, error_chunk
 from graft_server.api.predict import route_headers
 from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
@@ -67,9 +67,11 @@ async def _chunks(
                 choice: dict[str, Any] = {**_EMPTY, "index": index}
                 if isinstance(item, Piece):
                     told = planned.plans[index].echo and item.prompt is not None
-                    choice["text"] = (planned.echoed(index, item.prompt) if told else "") + item.text
+                    echoed = planned.echoed(index, item.prompt) if told else ""
+                    choice["text"] = echoed + item.text
                     choice["logprobs"] = planned.logprobs(index, item.tokens, item.prompt, offsets[index])
-                    offsets[index] += len(choice["text"])
+                    # Not of the text, which waits for characters to be whole.
+                    offsets[index] += len(echoed) + characters(item.tokens)
                 else:
                     choice["finish_reason"] = item.finish_reason
                     usages[index] = item.usage

@@ -15,6 +15,7 @@ from graft_server.api.openai.response_events import response_events
 from graft_server.api.openai.response_plan import plan_response
 from graft_server.api.predict import route_headers
 from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
+from graft_server.problems import ProblemError
 
 router = APIRouter(prefix="/v1/responses", tags=["openai"])
 
@@ -33,8 +34,11 @@ async def create_response(body: ResponseRequest, request: Request, services: Ser
 
 
 @router.get("/{response_id}")
-async def show_response(response_id: str, services: ServicesDep) -> ResponseObject:
-    """A kept response."""
+async def show_response(response_id: str, services: ServicesDep, stream: bool = False) -> ResponseObject:
+    """A kept response, whole."""
+    if stream:
+        detail = "`stream`: a kept response is not streamed again; leave it out"
+        raise ProblemError("unsupported-parameter", detail, param="stream")
     record = await asyncio.to_thread(services.registry.documents.get, "response", response_id)
     return ResponseObject.model_validate(record.data["response"])
 

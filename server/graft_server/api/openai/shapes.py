@@ -29,6 +29,9 @@ _ROLES: dict[str, Literal["system", "user", "assistant", "tool"]] = {
     "tool": "tool",
 }
 
+#: Answers of one request at most: all of them enter the queue at once.
+_MOST_CHOICES = 512
+
 
 def sampling_of(body: ChatCompletionRequest | CompletionRequest) -> dict[str, Any]:
     """The fields of ``Sampling`` that the caller set.
@@ -93,7 +96,7 @@ def constraint_of(wanted: TextFormat | JsonObjectFormat | JsonSchemaFormat | Non
 def prompts_of(body: CompletionRequest) -> list[Prompt]:
     """
     Raises:
-        ProblemError: there is none, or one is an empty list of tokens.
+        ProblemError: there is none, one is an empty list of tokens, or they ask for too many answers.
     """
     given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     tokens = tuple(each for each in given if isinstance(each, int))
@@ -106,6 +109,9 @@ def prompts_of(body: CompletionRequest) -> list[Prompt]:
     ]
     if not prompts or any(prompt.text is None and not prompt.tokens for prompt in prompts):
         raise ProblemError("invalid-request", "`prompt` holds no text", param="prompt")
+    if len(prompts) * (body.n or 1) > _MOST_CHOICES:
+        detail = f"`prompt` and `n` ask for {len(prompts) * (body.n or 1)} answers; {_MOST_CHOICES} is the most"
+        raise ProblemError("invalid-request", f"{detail}: send several requests, or a batch", param="prompt")
     return prompts
 
 
@@ -139,7 +145,7 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         "content": [
             {
                 **_token(token.token, token.logprob),
-                "top_logprobs": [_token(text, logprob) for text, logprob in token.top],
+                "top_logprobs": [_token(other, logprob) for other, logprob in token.top],
             }
             for token in tokens
         ],
@@ -150,30 +156,43 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
 def completion_logprobs(
     tokens: Sequence[TokenLogprob], offset: int = 0, *, prompt: EchoedPrompt | None = None, echoed: str = ""
 ) -> dict[str, Any]:
-    """As a completion's ``choices[].logprobs``; ``offset`` is the length of the text before. ``prompt`` is told in
-    front of the tokens, and its text in the choice is ``echoed``; nothing is known of its first token."""
+    """As a completion's ``choices[].logprobs``; ``offset`` is the length of the text before, with a character of which
+    only a part was told. ``prompt`` is told in front of the tokens, and its text in the choice is ``echoed``; nothing
+    is known of its first token."""
     texts: list[str] = []
     logprobs: list[float | None] = []
     tops: list[dict[str, float] | None] = []
     offsets: list[int] = []
     if prompt is not None:
-        texts.append(prompt.first)
+        texts.append(_text(prompt.first))
         logprobs.append(None)
         tops.append(None)
-        offsets += _offsets(echoed, [prompt.first, *(token.token for token in prompt.others)], offset)
+        pieces = [_text(piece) for piece in (prompt.first, *(token.token for token in prompt.others))]
+        offsets += _offsets(echoed, pieces, offset)
         offset += len(echoed)
     for token in tokens:
-        offsets.append(offset)
-        offset += len(token.token)
+        # What goes on with a character stands where that does.
+        offsets.append(max(offset - 1, 0) if token.token and _goes_on(token.token[0]) else offset)
+        offset += characters([token])
     for token in (*(prompt.others if prompt is not None else ()), *tokens):
-        texts.append(token.token)
+        texts.append(_text(token.token))
         logprobs.append(_finite(token.logprob))
         top: dict[str, float] = {}
-        for text, logprob in token.top:
+        for other, logprob in token.top:
             # Parts of characters look alike; the first of them is the likeliest.
-            top.setdefault(text, _finite(logprob))
+            top.setdefault(_text(other), _finite(logprob))
         tops.append(top)
     return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
+
+
+def characters(tokens: Sequence[TokenLogprob]) -> int:
+    """How many characters begin in the tokens."""
+    return sum(not _goes_on(byte) for token in tokens for byte in token.token)
+
+
+def _goes_on(byte: int) -> bool:
+    """Whether a byte is not the first one of its character in UTF-8."""
+    return byte & 0b1100_0000 == 0b1000_0000
 
 
 def _offsets(text: str, pieces: Sequence[str], start: int) -> list[int]:
@@ -188,8 +207,12 @@ def _offsets(text: str, pieces: Sequence[str], start: int) -> list[int]:
     return offsets
 
 
-def _token(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+def _token(token: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": _text(token), "logprob": _finite(logprob), "bytes": list(token)}
+
+
+def _text(token: bytes) -> str:
+    return token.decode(errors="replace")
 
 
 def _finite(logprob: float) -> float:

@@ -19,6 +19,7 @@ from graft_server.engine.base import (
     ScoreResult,
     TokenLogprob,
 )
+from graft_server.engine.token_bytes import TokenBytes
 from graft_server.engine.torch.constraints import Matcher
 from graft_server.engine.torch.sampler import Draw, Drawn
 from graft_server.engine.torch.sequence import Sequence, Tree
@@ -39,7 +40,7 @@ class Answer:
     prompt_tokens: int
     max_tokens: int
     stop_tokens: frozenset[int]
-    tokenizer: Any
+    token_bytes: TokenBytes
     draw: Draw
     text: TextStream
     matcher: Matcher | None = None
@@ -64,7 +65,7 @@ class Answer:
         text = "" if ended else self.text.push(drawn.token, may_stop=may_stop)
         tokens: tuple[TokenLogprob, ...] = ()
         if drawn.logprob is not None and (not ended or self.request.echo):
-            tokens = (_told(self.tokenizer, drawn.token, drawn.logprob, drawn.top),)
+            tokens = (_told(self.token_bytes, drawn.token, drawn.logprob, drawn.top),)
         if not ended:
             self.sequence.tokens.append(drawn.token)
         text, tokens = self._held_text + text, (*self._held_tokens, *tokens)
@@ -117,8 +118,9 @@ class Answer:
 class PromptReading:
     """The log-probabilities of a prompt's own tokens, as the steps that compute it give them."""
 
-    def __init__(self, tokenizer: Any, tokens: Many[int], alternatives: int) -> None:
+    def __init__(self, tokenizer: Any, token_bytes: TokenBytes, tokens: Many[int], alternatives: int) -> None:
         self._tokenizer = tokenizer
+        self._token_bytes = token_bytes
         self._tokens = list(tokens)
         self._alternatives = alternatives
         self._told: list[TokenLogprob | None] = [None] * (len(tokens) - 1)
@@ -134,7 +136,7 @@ class PromptReading:
             values, ids = logprobs.topk(min(self._alternatives, logprobs.shape[-1]))
             tops = [list(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)]
             for row, logprob, top in zip(part, own, tops, strict=True):
-                self._told[row] = _told(self._tokenizer, self._tokens[row + 1], logprob, top)
+                self._told[row] = _told(self._token_bytes, self._tokens[row + 1], logprob, top)
 
     def echoed(self) -> EchoedPrompt:
         """The prompt, once all of its rows were taken."""
@@ -142,17 +144,11 @@ class PromptReading:
         if len(others) != len(self._told):
             raise RuntimeError("a prompt's logits are wanted before they are computed")
         text = str(self._tokenizer.decode(self._tokens))
-        return EchoedPrompt(text, _piece(self._tokenizer, self._tokens[0]), tuple(others))
+        return EchoedPrompt(text, self._token_bytes(self._tokens[0]), tuple(others))
 
 
-def _told(tokenizer: Any, token: int, logprob: float, top: Iterable[tuple[int, float]]) -> TokenLogprob:
-    return TokenLogprob(
-        _piece(tokenizer, token), logprob, tuple((_piece(tokenizer, other), likely) for other, likely in top)
-    )
-
-
-def _piece(tokenizer: Any, token: int) -> str:
-    return str(tokenizer.decode([token]))
+def _told(token_bytes: TokenBytes, token: int, logprob: float, top: Iterable[tuple[int, float]]) -> TokenLogprob:
+    return TokenLogprob(token_bytes(token), logprob, tuple((token_bytes(other), likely) for other, likely in top))
 
 
 @dataclass(slots=True, eq=False)

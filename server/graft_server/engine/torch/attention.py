@@ -108,9 +108,12 @@ def paged_attention(
 
 
 def _within(group: AttentionGroup, window: int) -> torch.Tensor:
-    """``[B, Q, L]``: places at most ``window - 1`` behind the last one that the query may see."""
-    last = group.mask.to(torch.int32).cumsum(-1).argmax(-1, keepdim=True)
-    return torch.arange(group.mask.shape[-1], device=group.mask.device) > last - window
+    """``[B, Q, L]``: places at most ``window - 1`` positions before the query, whose own is the last it sees."""
+    own = group.mask.to(torch.int32).cumsum(-1).argmax(-1)
+    positions = group.positions
+    if positions is None:
+        return torch.arange(group.mask.shape[-1], device=group.mask.device) > own[..., None] - window
+    return positions[:, None] > positions.gather(1, own)[..., None] - window
 
 
 AttentionInterface.register(NAME, paged_attention)

@@ -24,6 +24,7 @@ class AttentionGroup:
 
     ``queries``: ``[B, Q]`` rows of the packed batch. ``blocks``: ``[B, L / block_size]``. ``mask``: ``[B, Q, L]``, true
     where a query may look. ``rows``, ``cells``: for each real query, its packed row and its flat index in ``B x Q``.
+    ``positions``: ``[B, L]``, where in its text each place stands; ``None`` if all stand where they lie.
     """
 
     queries: torch.Tensor
@@ -31,6 +32,7 @@ class AttentionGroup:
     mask: torch.Tensor
     rows: torch.Tensor
     cells: torch.Tensor
+    positions: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +141,13 @@ def _attention_group(members: list[tuple[Chunk, int]], block_size: int, device: 
     queries = first_rows[:, None] + clamped
     context = torch.arange(most_blocks * block_size)
     mask = context <= (first_places[:, None] + clamped)[:, :, None]
+    positions = None
     for i, (chunk, _) in enumerate(members):
-        if chunk.sequence.tree is not None:
-            mask[i] = _tree_mask(chunk, chunk.sequence.tree, clamped[i], context)
+        if (tree := chunk.sequence.tree) is not None:
+            mask[i] = _tree_mask(chunk, tree, clamped[i], context)
+            positions = context.repeat(len(members), 1) if positions is None else positions
+            known = torch.tensor(tree.positions[: len(context)])
+            positions[i, : len(known)] = known
     table = [
         chunk.sequence.blocks[:most_blocks] + [0] * (most_blocks - len(chunk.sequence.blocks)) for chunk, _ in members
     ]
@@ -151,6 +157,7 @@ def _attention_group(members: list[tuple[Chunk, int]], block_size: int, device: 
         mask=mask.to(device),
         rows=queries[real].to(device),
         cells=real.flatten().nonzero().squeeze(1).to(device),
+        positions=None if positions is None else positions.to(device),
     )
 
 

@@ -101,10 +101,12 @@ class DecodeGraphs:
         """The step's logits, ``[T, vocabulary]``, valid until the next call; ``None`` if it must be computed as usual.
 
         Replayed are steps in which each sequence computes one token, all their contexts are of similar length, no
-        adapter has a bottleneck, and the shape has come before.
+        adapter has a bottleneck, no candidates are scored, and the shape has come before.
         """
         rows = batch.tokens.shape[1]
         if len(batch.groups) != 1 or batch.groups[0].queries.shape != (rows, 1) or len(batch.logit_rows) != rows:
+            return None
+        if batch.groups[0].positions is not None:
             return None
         positions = self._mixer.positions(batch.adapters)
         if positions is None:

@@ -64,6 +64,13 @@ class Embedder:
     def idle(self) -> bool:
         return not self._calls
 
+    @property
+    def awaited_blocks(self) -> int:
+        """How many blocks have to be free at once for the next text to begin; 0 if none waits for them."""
+        if self._next is None or self._next.sequence.blocks:
+            return 0
+        return self._runner.pool.blocks_for(len(self._next.sequence.tokens))
+
     def add(self, request_id: str, texts: tuple[str, ...]) -> None:
         """Queue a call; its vectors, or the error of one of its texts, go to the events."""
         self._calls[request_id] = _Call(request_id, texts)

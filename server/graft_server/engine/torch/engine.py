@@ -32,6 +32,7 @@ from graft_server.engine.inputs import Inputs
 from graft_server.engine.integrity import require
 from graft_server.engine.messages import EngineConfig
 from graft_server.engine.slots import Slots
+from graft_server.engine.token_bytes import TokenBytes
 from graft_server.engine.token_rate import TokenRate
 from graft_server.engine.torch import constraints
 from graft_server.engine.torch.answers import Answer, PromptReading, Scoring
@@ -60,6 +61,7 @@ class TorchEngine:
         self.base = base
         self.config = config
         self.tokenizer = load_tokenizer(base)
+        self._token_bytes = TokenBytes(self.tokenizer)
         model = load_model(base, dtype=self.dtype, device=device)
         self.runner = ModelRunner(model, kv_cache_bytes=config.kv_cache_mib << 20, cuda_graphs=config.cuda_graphs)
         self.scheduler = Scheduler(
@@ -165,7 +167,7 @@ class TorchEngine:
         sequence = Sequence(request.id, _adapter_id(request), tokens)
         reading = None
         if request.echo:
-            reading = PromptReading(self.tokenizer, tokens, sampling.logprobs or 0)
+            reading = PromptReading(self.tokenizer, self._token_bytes, tokens, sampling.logprobs or 0)
             sequence.logits_at = frozenset(range(len(tokens)))
         return Answer(
             request=request,
@@ -173,7 +175,7 @@ class TorchEngine:
             prompt_tokens=len(tokens),
             max_tokens=min(sampling.max_tokens, room),
             stop_tokens=stop_tokens,
-            tokenizer=self.tokenizer,
+            token_bytes=self._token_bytes,
             draw=Draw(sampling, prompt=tokens, ends=stop_tokens),
             text=TextStream(self.tokenizer, sampling.stop),
             matcher=matcher,
@@ -309,7 +311,7 @@ class TorchEngine:
     def step(self) -> None:
         """One forward pass over what the scheduler picks, behind one over texts to embed where there are any."""
         self._embedder.step()
-        chunks = self.scheduler.schedule()
+        chunks = self.scheduler.schedule(reserved=self._embedder.awaited_blocks)
         if not chunks:
             return
         now = time.monotonic()

@@ -52,8 +52,9 @@ class Scheduler:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
 
-    def schedule(self) -> list[Chunk]:
-        """The chunks of the next step; empty only when nothing waits or runs."""
+    def schedule(self, *, reserved: int = 0) -> list[Chunk]:
+        """The chunks of the next step; empty only when nothing waits or runs, or what waits would take one of so many
+        free blocks that are ``reserved``: whoever waits for them comes first."""
         budget = self.max_batch_tokens
         chunks: list[Chunk] = []
         # Sequences that decode (one token left) before those in the middle of their prompt.
@@ -68,7 +69,7 @@ class Scheduler:
             computed = len(blocks) * self.pool.block_size
             count = min(len(sequence.tokens) - computed, budget)
             fresh = self.pool.blocks_for(computed + count) - len(blocks)
-            if fresh + self.pool.idle(blocks) > self.pool.free:
+            if fresh + self.pool.idle(blocks) + reserved > self.pool.free:
                 break
             self.waiting.popleft()
             self.running.append(sequence)

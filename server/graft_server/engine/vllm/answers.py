@@ -18,7 +18,7 @@ class Answer:
     stop_tokens: frozenset[int]
     decode: Callable[[Sequence[int]], str]
     whole: Callable[[Sequence[int]], str]
-    piece: Callable[[int], str]
+    piece: Callable[[int], bytes]
     top: int | None
     #: The prompt's tokens, where it is to be echoed.
     echo: tuple[int, ...] = ()

@@ -42,6 +42,7 @@ from graft_server.engine.inputs import Inputs
 from graft_server.engine.integrity import require
 from graft_server.engine.messages import EngineConfig
 from graft_server.engine.slots import Slots
+from graft_server.engine.token_bytes import TokenBytes
 from graft_server.engine.token_rate import TokenRate
 from graft_server.engine.vllm import refusals
 from graft_server.engine.vllm.adapters import AdapterSlots
@@ -84,6 +85,7 @@ class VllmEngine:
         self.base = base
         self.config = config
         self.tokenizer = load_tokenizer(base)
+        self._token_bytes = TokenBytes(self.tokenizer)
         self._model = load_meta_model(base)
         text_config = self._model.config.get_text_config()
         dtype = choose_dtype(config.dtype, device)
@@ -221,7 +223,7 @@ class VllmEngine:
                 stop_tokens=stop_tokens,
                 decode=self._decode,
                 whole=self._whole,
-                piece=self._piece,
+                piece=self._token_bytes,
                 top=sampling.logprobs,
                 echo=tuple(tokens) if request.echo else (),
                 nothing=sampling.max_tokens == 0,
@@ -283,9 +285,6 @@ class VllmEngine:
     def _whole(self, tokens: Sequence[int]) -> str:
         """With special tokens, which may stand in a prompt."""
         return str(self.tokenizer.decode(list(tokens)))
-
-    def _piece(self, token: int) -> str:
-        return str(self.tokenizer.decode([token]))
 
     # Adapters
 
