@@ -192,7 +192,8 @@ def create_app(services: Services) -> FastAPI:
     problems.install(app)
     openapi.install(app)
     # The last one added is the outermost.
-    app.add_middleware(middleware.BodyLimit, limit=services.settings.max_body_mib * 2**20)
+    limit, documents = (mib * 2**20 for mib in (services.settings.max_body_mib, services.settings.max_json_mib))
+    app.add_middleware(middleware.BodyLimit, limit=limit, documents=documents)
     app.add_middleware(access.Access, keyring=services.keyring, meter=services.meter)
     app.add_middleware(middleware.Drain, lifecycle=services.lifecycle)
     app.add_middleware(middleware.RequestContext, metrics=services.metrics)

@@ -111,6 +111,7 @@ class Settings(BaseSettings):
         512, ge=1, description="Most tokens of an answer to a conversation, where neither caller nor task says."
     )
     max_body_mib: int = Field(256, ge=1, description="Largest request body, in MiB.")
+    max_json_mib: int = Field(16, ge=1, description="Largest request body without files in it, in MiB.")
     drain_seconds: float = Field(30.0, ge=0, description="How long SIGTERM waits for requests in flight.")
     training_device: str = Field("auto", description="Where jobs train.")
     engine_memory: float | None = Field(

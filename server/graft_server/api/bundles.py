@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -107,13 +108,17 @@ def _unpack(bundle: Path, folder: Path) -> BundleManifest:
     """
     try:
         with zipfile.ZipFile(bundle) as archive:
+            for entry in archive.infolist():
+                # The others unpack a whole block before anybody can say how much it may be.
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise _bad(f"{entry.filename} is neither stored nor deflated")
             manifest = _manifest(archive)
             named = {file.name for file in manifest.files}
             for other in sorted(set(archive.namelist()) - named - {MANIFEST}):
                 raise _bad(f"it holds {other!r}, which {MANIFEST} does not name")
             for file in manifest.files:
                 _extract(archive, file, folder)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise _bad(f"it is no whole archive ({error})") from error
     files = [StoredFile(file.name, file.size, file.sha256) for file in manifest.files]
     if not manifest_digest(files) == manifest.digest == manifest.version.digest:
@@ -123,9 +128,12 @@ def _unpack(bundle: Path, folder: Path) -> BundleManifest:
 
 def _manifest(archive: zipfile.ZipFile) -> BundleManifest:
     try:
-        if archive.getinfo(MANIFEST).file_size > _MANIFEST_BYTES:
+        with archive.open(MANIFEST) as source:
+            # Whatever size the archive says it has.
+            content = source.read(_MANIFEST_BYTES + 1)
+        if len(content) > _MANIFEST_BYTES:
             raise _bad(f"{MANIFEST} is larger than any manifest")
-        manifest = BundleManifest.model_validate_json(archive.read(MANIFEST))
+        manifest = BundleManifest.model_validate_json(content)
     except KeyError:
         raise _bad(f"there is no {MANIFEST} in it") from None
     except ValidationError as error:

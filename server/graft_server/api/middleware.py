@@ -100,19 +100,24 @@ class Drain:
 
 
 class BodyLimit:
-    """Refuses bodies over ``limit`` bytes, by their announced length or, without one, while they are read."""
+    """Refuses files over ``limit`` bytes and other bodies over ``documents`` bytes, by their announced length or,
+    without one, while they are read. Files go to the disk; a document is parsed at once, and nothing else is done
+    meanwhile."""
 
-    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+    def __init__(self, app: ASGIApp, *, limit: int, documents: int) -> None:
         self._app = app
         self._limit = limit
+        self._documents = documents
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._limit:
-            error = ProblemError("body-too-large", BodyTooLargeError(self._limit).detail)
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "")
+        limit = self._limit if _has_files(headers) else min(self._limit, self._documents)
+        if announced.isdecimal() and int(announced) > limit:
+            error = ProblemError("body-too-large", BodyTooLargeError(limit).detail)
             await problem_response(error, openai=is_openai(scope["path"]))(scope, receive, send)
             return
         received = 0
@@ -122,11 +127,15 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self._limit:
-                    raise BodyTooLargeError(self._limit)
+                if received > limit:
+                    raise BodyTooLargeError(limit)
             return message
 
         await self._app(scope, limited, send)
+
+
+def _has_files(headers: Headers) -> bool:
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
 
 
 def _template(scope: Scope) -> str:

@@ -75,7 +75,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self._share = 1.0
-        self._buckets: dict[tuple[Owner, Rate], Bucket] = {}
+        #: With the limit: requests that began before it was changed go on by that of then.
+        self._buckets: dict[tuple[Owner, Rate, int], Bucket] = {}
         self._look_at = _FEW
 
     def __len__(self) -> int:
@@ -110,9 +111,9 @@ class Ledger:
             limit: int | None = getattr(claim.limits, field)
             if not limit:
                 continue
-            key = (claim.owner, rate)
+            key = (claim.owner, rate, limit)
             bucket = self._buckets.get(key)
-            if bucket is None or bucket.limit != limit:
+            if bucket is None:
                 bucket = self._buckets[key] = Bucket(limit, rate.period, self._share)
                 self._forget(now)
             found.append((rate, bucket))

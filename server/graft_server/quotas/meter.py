@@ -94,13 +94,16 @@ class Meter:
         if account is None:
             yield charges
             return
+        claims = [self._own(account)]
         if adapter is not None:
-            account.adapters[adapter] = await self._limits_of(adapter)
+            account.adapters[adapter] = limits = await self._limits_of(adapter)
+            claims.append(Claim(Owner("adapter", adapter), limits))
         tokens = sum(charge.reserved for charge in charges)
         try:
-            holding = (
-                await self._reserve_within(patience, account, tokens) if patience else self._reserve(account, tokens)
-            )
+            if patience:
+                holding = await self._reserve_within(patience, account, claims, tokens)
+            else:
+                holding = self._reserve(claims, tokens)
         except LimitError as error:
             self._refused.labels(error.owner.kind, error.rate.figure).inc()
             raise _problem(account, error, self._servers) from error
@@ -110,14 +113,14 @@ class Meter:
             entered = any(charge.entered for charge in charges)
             holding.settle(requests=int(entered), tokens=sum(charge.used for charge in charges))
 
-    def _reserve(self, account: Account, tokens: int) -> Holding:
-        return self._ledger.reserve(self._claims(account), requests=1, tokens=tokens, now=time.monotonic())
+    def _reserve(self, claims: Sequence[Claim], tokens: int) -> Holding:
+        return self._ledger.reserve(claims, requests=1, tokens=tokens, now=time.monotonic())
 
-    async def _reserve_within(self, patience: float, account: Account, tokens: int) -> Holding:
+    async def _reserve_within(self, patience: float, account: Account, claims: Sequence[Claim], tokens: int) -> Holding:
         async with account.turn:
             while True:
                 try:
-                    return self._reserve(account, tokens)
+                    return self._reserve(claims, tokens)
                 except LimitError as error:
                     if error.retry_after is None or error.retry_after > patience:
                         raise
@@ -127,7 +130,8 @@ class Meter:
     def headers(self, account: Account) -> dict[str, str]:
         """Where the account and the adapters that it has asked stand: of several limits the one with least left."""
         now = time.monotonic()
-        buckets = [found for claim in self._claims(account) for found in self._ledger.buckets(claim, now)]
+        asked = (Claim(Owner("adapter", name), limits) for name, limits in account.adapters.items())
+        buckets = [found for claim in (self._own(account), *asked) for found in self._ledger.buckets(claim, now)]
         headers = {}
         for figure in ("requests", "tokens"):
             own = [bucket for rate, bucket in buckets if rate.figure == figure]
@@ -138,9 +142,8 @@ class Meter:
                 headers[f"x-ratelimit-reset-{figure}"] = duration(tightest.reset(now))
         return headers
 
-    def _claims(self, account: Account) -> list[Claim]:
-        own = Claim(account.owner, account.limits.or_else(self._key_defaults))
-        return [own, *(Claim(Owner("adapter", name), limits) for name, limits in account.adapters.items())]
+    def _own(self, account: Account) -> Claim:
+        return Claim(account.owner, account.limits.or_else(self._key_defaults))
 
     async def _limits_of(self, adapter: str) -> Limits:
         if time.monotonic() > self._until:

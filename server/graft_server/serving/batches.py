@@ -11,6 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,8 +50,14 @@ _LOOK = 2.0
 _ROOM = 10.0
 _MOST_FAULTS = 50
 
-#: A request's path and body -> its status and document. Raises ``ProblemError`` for what may go better later.
-Call = Callable[[str, dict[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]
+
+class Call(Protocol):
+    """Answers a request by its path and body: status and document. It enters its ``turn`` when no limit of its caller
+    keeps it back any more. Raises ``ProblemError`` for what may go better later."""
+
+    def __call__(
+        self, url: str, body: dict[str, Any], turn: AbstractAsyncContextManager[object]
+    ) -> Awaitable[tuple[int, dict[str, Any]]]: ...
 
 
 class _ElsewhereError(Exception):
@@ -245,8 +252,7 @@ class BatchRunner:
         async def work() -> None:
             nonlocal noted
             for line in lines:
-                async with self._places:
-                    results.add(await self._result(line))
+                results.add(await self._result(line))
                 if time.monotonic() - noted >= _PACE:
                     noted = time.monotonic()
                     await self._note(batch_id, counts=dict(results.counts))
@@ -259,7 +265,7 @@ class BatchRunner:
         """One line of a result file. What may go better later is asked again then."""
         while True:
             try:
-                status, body = await self._call(line.url, line.body)
+                status, body = await self._call(line.url, line.body, self._places)
             except ProblemError as error:
                 if error.code == "unauthorized":
                     raise

@@ -28,7 +28,7 @@ def choices(plan: Plan, n: int) -> list[Plan]:
 
 async def answer_all(predictor: Predictor, plans: Sequence[Plan], terms: Terms) -> list[Answer]:
     """All answers, in the plans' order; the first failure ends the others."""
-    async with predictor.charged(plans, patience=terms.patience) as charges:
+    async with predictor.charged(plans, patience=terms.patience, turn=terms.turn) as charges:
         tasks = [
             asyncio.create_task(predictor.answer(plan, terms, charge=charge))
             for plan, charge in zip(plans, charges, strict=True)
@@ -58,7 +58,7 @@ async def stream_all(
         except Exception as error:
             await ready.put((index, error))
 
-    async with predictor.charged(plans, patience=terms.patience) as charges:
+    async with predictor.charged(plans, patience=terms.patience, turn=terms.turn) as charges:
         tasks = [
             asyncio.create_task(follow(index, plan, charge))
             for index, (plan, charge) in enumerate(zip(plans, charges, strict=True))

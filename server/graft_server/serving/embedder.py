@@ -52,7 +52,7 @@ class Embedder:
         try:
             with nullcontext() if lease is None else lease.held():
                 metered = self._meter.charged(None, [Charge(cost, 0)], patience=terms.patience)
-                async with metered as (charge,), turn as visit:
+                async with metered as (charge,), terms.turn, turn as visit:
                     queued = visit.waited
                     charge.record(cost, 0)
                     embedded = await before(terms.deadline, self._engine.embed(texts))

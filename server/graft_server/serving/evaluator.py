@@ -31,9 +31,6 @@ OnProgress = Callable[[int, int], None]
 #: Problems of one row, not of the evaluation: the row is left out for every subject.
 _ROW_PROBLEMS = frozenset({"prompt-too-long", "invalid-request"})
 
-#: No row has a deadline: how long it waits is the other traffic's doing.
-_TERMS = Terms(background=True)
-
 #: Engine ids of results that are not published yet, far above those that the registry counts out.
 _unpublished_ids = itertools.count(2**31)
 
@@ -52,12 +49,15 @@ class Subject:
 
 
 class Evaluator:
-    """Runs held-out rows through the predictor, at most ``concurrency`` at a time."""
+    """Runs held-out rows through the predictor, at most ``concurrency`` at a time of all that is measured."""
 
     def __init__(self, predictor: Predictor, engine: Engine, *, concurrency: int = 32) -> None:
         self._predictor = predictor
         self._engine = engine
-        self._turns = asyncio.Semaphore(concurrency)
+        self._concurrency = concurrency
+        # No row has a deadline: how long it waits is the other traffic's doing. One that waits for its caller's limit
+        # keeps none of others from being asked.
+        self._terms = Terms(background=True, turn=asyncio.Semaphore(concurrency))
 
     async def compare_with_base(
         self,
@@ -103,24 +103,25 @@ class Evaluator:
         responses: dict[str, list[BaseModel | None]] = {name: [None] * len(examples) for name in subjects}
         refused: dict[int, ProblemError] = {}
 
-        async def ask(name: str, subject: Subject, index: int) -> None:
+        left = itertools.product(range(len(examples)), subjects)
+
+        async def work() -> None:
             nonlocal done
-            async with self._turns:
+            for index, name in left:
                 try:
-                    responses[name][index] = await self._ask(task, examples[index], subject)
+                    responses[name][index] = await self._ask(task, examples[index], subjects[name])
                 except ProblemError as error:
                     if error.code not in _ROW_PROBLEMS:
                         raise
                     refused[index] = error
-            done += 1
-            if on_progress is not None:
-                on_progress(done, total)
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, total)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for index in range(len(examples)):
-                    for name, subject in subjects.items():
-                        group.create_task(ask(name, subject, index))
+                for _ in range(min(self._concurrency, total)):
+                    group.create_task(work())
         except* ProblemError as errors:
             raise _first(errors) from None
         kept = [index for index in range(len(examples)) if index not in refused]
@@ -155,7 +156,7 @@ class Evaluator:
         """One row's answer; where the queue is full it is asked again later, for a job must not fail for that."""
         while True:
             try:
-                return await self._predictor.answer(plan, _TERMS, source=source, observed=False)
+                return await self._predictor.answer(plan, self._terms, source=source, observed=False)
             except ProblemError as error:
                 if error.code != "overloaded":
                     raise

@@ -8,7 +8,14 @@ import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 
 from graft_client.schemas.common import Timings, Usage
@@ -54,6 +61,8 @@ _MEASURED_TOKENS = 8
 _NOT_THERE = frozenset({"adapter-unloadable", "artefacts-unavailable"})
 #: Tokens that come together where the answer is read whole: few enough that live figures still move.
 _WHOLE = 16
+#: The turn of who waits for none.
+AT_ONCE: AbstractAsyncContextManager[object] = nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +70,14 @@ class Terms:
     """On what terms a request is served.
 
     Its ``timeout`` in seconds is over at ``deadline`` by the event loop's clock; without one it may take for ever.
-    ``background`` requests take the places that others leave.
+    ``background`` requests take the places that others leave. ``turn`` is entered when no limit keeps the request back
+    any more, and left at its end: who waits for a limit of their own takes nobody's turn.
     """
 
     timeout: float = math.inf
     deadline: float | None = None
     background: bool = False
+    turn: AbstractAsyncContextManager[object] = AT_ONCE
 
     @property
     def patience(self) -> float:
@@ -207,10 +218,15 @@ class Predictor:
 
     @asynccontextmanager
     async def charged(
-        self, plans: Sequence[Plan], *, source: AdapterSource | None = None, patience: float = 0.0
+        self,
+        plans: Sequence[Plan],
+        *,
+        source: AdapterSource | None = None,
+        patience: float = 0.0,
+        turn: AbstractAsyncContextManager[object] = AT_ONCE,
     ) -> AsyncIterator[Sequence[Charge]]:
         """Count plans of one route as one request of the caller's: a charge for each of them. It waits at a limit that
-        lets it in within ``patience`` seconds.
+        lets it in within ``patience`` seconds, and then for its ``turn``.
 
         Raises:
             ProblemError: ``rate-limited`` or ``beyond-limit``, and none of them may run; or ``unauthorized``, the
@@ -233,6 +249,7 @@ class Predictor:
         async with AsyncExitStack() as stack:
             with nullcontext() if lease is None else lease.held():
                 await stack.enter_async_context(self._meter.charged(adapter, charges, patience=patience))
+                await stack.enter_async_context(turn)
             yield charges
 
     async def answer(
@@ -249,7 +266,7 @@ class Predictor:
         An answer that the engine died in the middle of is begun anew, once: its caller has seen nothing of it.
         """
         if charge is None:
-            async with self.charged([plan], source=source, patience=terms.patience) as (charge,):
+            async with self.charged([plan], source=source, patience=terms.patience, turn=terms.turn) as (charge,):
                 return await self.answer(plan, terms, source=source, observed=observed, charge=charge)
         begun = False
         for last_try in (False, True):
@@ -302,7 +319,7 @@ class Predictor:
     ) -> AsyncGenerator[Piece | Answer]:
         if charge is None:
             async with (
-                self.charged([plan], source=source, patience=terms.patience) as (own,),
+                self.charged([plan], source=source, patience=terms.patience, turn=terms.turn) as (own,),
                 aclosing(self._stream(plan, terms, source, observed, tokens_per_delta, own)) as items,
             ):
                 async for item in items:

@@ -184,12 +184,20 @@ def test_features_are_sorted_and_a_long_text_is_cut() -> None:
 async def test_a_limited_key_chooses_among_what_it_may_see(client: httpx.AsyncClient, services: Services) -> None:
     root = (await client.post("/api/keys", json={"name": "root", "scopes": ["admin"]})).json()["key"]
     limited = services.registry.create_key("limited", ["query"], adapters=["fr*"])[1]
-    # The limited one asks first: what it may not see is not lost to those who come after it.
-    for key, chosen in ((limited, "french@1"), (root, "german@1")):
+
+    async def answered(key: str, language: str) -> dict[str, Any]:
         client.headers["Authorization"] = f"Bearer {key}"
-        answer = await ask(client, text="Translate from English to German. The green lamp is off", task="translation")
-        assert answer["adapter"] == chosen
-        assert ("german" in str(answer)) == (key == root)
+        text = f"Translate from English to {language}. The green lamp in the hall is switched off"
+        return await ask(client, text=text, task="translation")
+
+    # The limited one asks first: what it may not see is not lost to those who come after it.
+    french = await answered(limited, "French")
+    assert french["adapter"] == "french@1"
+    assert "german" not in str(await answered(limited, "German"))
+    assert (await answered(root, "German"))["adapter"] == "german@1"
+    # Nor does what it is told depend on what it may not see.
+    await client.delete("/api/adapters/german")
+    assert (await answered(limited, "French"))["routing"] == french["routing"]
 
 
 async def register(client: httpx.AsyncClient, name: str, rows: list[Any], **files: bytes) -> httpx.Response:
@@ -254,7 +262,10 @@ def test_a_profile_from_anywhere_is_looked_through(tmp_path: Path) -> None:
     assert made is not None
     order = made.indices[::-1].copy()
     nan = np.full_like(made.mean, np.nan)
+    numbers = [np.array(array[0]) for array in (made.indices, made.mean, made.share)]
     for spoiled in (replace(made, indices=order), replace(made, mean=nan), replace(made, share=made.share[1:]),
+                    replace(made, share=made.share * 1e30), replace(made, share=-made.share),
+                    replace(made, mean=-made.mean), Profile(*numbers),
                     replace(made, indices=made.indices + features("x")[0].max() + (1 << 16))):  # fmt: skip
         spoiled.save(tmp_path / "p.safetensors")
         with pytest.raises(ValueError, match="no profile"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import zipfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -123,6 +124,32 @@ async def test_a_truncated_bundle_is_refused(
     response = await send(other, flipped)
     assert (response.status_code, response.json()["code"]) == (422, "invalid-adapter")
     assert (await other.get("/api/adapters")).json() == []
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+async def test_an_archive_that_says_less_than_it_unpacks_to_takes_no_memory(
+    client: httpx.AsyncClient, other: httpx.AsyncClient, method: int
+) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        archive.writestr("bundle.json", b" " * (200 << 20))
+    # Sizes are the sender's word.
+    small = stream.getvalue().replace((200 << 20).to_bytes(4, "little"), (100).to_bytes(4, "little"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    response = await send(other, small)
+    assert (response.status_code, response.json()["code"]) == (422, "invalid-adapter")
+    assert "neither stored nor deflated" in response.json()["detail"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+
+
+async def test_an_archive_that_cant_be_inflated_is_refused(other: httpx.AsyncClient) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bundle.json", bytes(range(256)) * 40)
+    content = bytearray(stream.getvalue())
+    content[45:65] = b"\xff" * 20
+    response = await send(other, bytes(content))
+    assert (response.status_code, response.json()["code"]) == (422, "invalid-adapter")
 
 
 async def test_a_bundle_for_another_base_model_is_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +56,16 @@ def test_all_or_none(of: dict[Owner, Limits], asked: list[tuple[list[Owner], int
             assert units == ((1 if figure == "requests" else tokens) if owner in who else 0)
         holding.settle(requests=0, tokens=0)
         assert left() == before
+
+
+def test_a_limit_that_is_read_anew_and_as_it_was_in_turns_is_no_way_around_it() -> None:
+    ledger, owner, let_through = Ledger(), Owner("key", "a"), 0
+    for number in range(200):
+        claim = Claim(owner, Limits(requests_per_minute=60 if number % 2 else 2))
+        with contextlib.suppress(LimitError):
+            ledger.reserve([claim], requests=1, tokens=0, now=0.0)
+            let_through += 1
+    assert let_through == 62
 
 
 def test_without_limits_nothing_is_kept() -> None:

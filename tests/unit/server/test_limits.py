@@ -299,6 +299,19 @@ async def test_bulk_goes_on_at_the_pace_of_the_limit(
     assert problems == {0: "beyond-limit", 1: None}
 
 
+async def test_a_row_in_bulk_counts_for_the_adapter_that_it_asks_alone(
+    client: httpx.AsyncClient, services: Services, admin: str, tmp_path: Path
+) -> None:
+    for name in ("de", "fr"):
+        publish(services, tmp_path, name)
+    await client.post("/api/adapters/de/limits", json={"requests_per_minute": 2}, headers=bearer(admin))
+    items = [{"adapter": name, "text": "x", "timeout": 2} for name in ("de", *["fr"] * 6)]
+    answer = await client.post("/api/predict/bulk", json={"items": items}, headers=bearer(admin))
+    assert all("result" in line for line in ndjson(answer.text))
+    alone = await client.post("/api/predict", json={"adapter": "de", "text": "x"}, headers=bearer(admin))
+    assert (alone.status_code, left(alone)) == (200, 0)
+
+
 async def test_a_key_that_ends_while_bulk_waits_for_its_limit(services: Services, admin: str) -> None:
     headers = key_with(services, requests_per_minute=1)
     async with on_socket(services) as (client, _):
@@ -324,6 +337,31 @@ async def test_an_evaluation_waits_for_its_limit(services: Services, admin: str,
         answer = await client.post("/api/evaluations", json=body, headers=headers)
     assert ndjson(answer.text)[-1]["summary"]["adapter"]["rows"] == 3
     assert answer.headers["x-ratelimit-limit-requests"] == "120"
+
+
+async def test_who_waits_for_a_limit_keeps_nobody_from_evaluating(tmp_path: Path) -> None:
+    services = make_services(tmp_path, max_sequences=2)
+    admin = services.registry.create_key("root", ["admin"])[1]
+    limits = Limits(requests_per_minute=1)
+    slow = services.registry.create_key("slow", ["query", "train"], tenant="acme", limits=limits)[1]
+    rows = "\n".join(f'{{"source": "Turn off {index}", "target": "Ausschalten"}}' for index in range(20))
+    async with in_memory(services) as client:
+
+        async def evaluate(key: str) -> httpx.Response:
+            files = [("files", ("rows.jsonl", rows.encode()))]
+            data = {"task": "translation"}
+            stored = await client.post("/api/datasets", data=data, files=files, headers=bearer(key))
+            body = {"adapter": "base", "task": "translation", "dataset": stored.json()["id"]}
+            return await client.post("/api/evaluations", json=body, headers=bearer(key))
+
+        waiting = asyncio.create_task(evaluate(slow))
+        await engine_of(services).until(lambda engine: len(engine.requests) == 1)
+        async with asyncio.timeout(20):
+            answer = await evaluate(admin)
+        assert ndjson(answer.text)[-1]["summary"]["adapter"]["rows"] == 20
+        assert not waiting.done()
+        waiting.cancel()
+    services.registry.close()
 
 
 async def test_a_shadow_is_not_on_the_callers_account(services: Services, admin: str, tmp_path: Path) -> None:

@@ -686,6 +686,24 @@ async def test_a_batch_sees_what_its_key_sees_and_ends_with_it(services: Service
             await stranger.asynchronous.files.content(failed.output_file_id or "")
 
 
+async def test_a_batch_that_waits_for_its_keys_limit_takes_no_place(tmp_path: Path) -> None:
+    services = make_services(tmp_path, max_sequences=2)
+    root = services.registry.create_key("root", ["admin"])[1]
+    limits = Limits(requests_per_minute=1)
+    slow = services.registry.create_key("slow", ["query"], tenant="acme", limits=limits)[1]
+    services.keyring.changed()
+    async with (
+        openai_sdk(services, api_key=slow) as limited,
+        openai_sdk(services, api_key=root) as sdk,
+        at_work(services),
+    ):
+        waiting = await submit(limited, many(20))
+        await some_answered(services, waiting)
+        assert (await ended(sdk, (await submit(sdk, many(3))).id)).status == "completed"
+        assert (await limited.asynchronous.batches.retrieve(waiting.id)).status == "in_progress"
+    services.registry.close()
+
+
 async def test_a_batch_goes_on_at_the_pace_of_its_keys_limit(services: Services) -> None:
     services.registry.create_key("root", ["admin"])
     limits = Limits(requests_per_minute=120)

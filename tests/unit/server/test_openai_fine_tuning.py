@@ -315,6 +315,22 @@ async def _revoking(lines: AsyncIterator[str], services: Services, key: str) -> 
             services.registry.revoke_key(key)
 
 
+async def test_a_key_lists_those_jobs_of_its_tenant_whose_adapters_it_sees(services: Services) -> None:
+    services.registry.create_key("root", ["admin"])
+    wide, narrow = (
+        services.registry.create_key(name, ["query", "train"], tenant="acme", adapters=adapters)[1]
+        for name, adapters in (("wide", ["shared-*"]), ("narrow", []))
+    )
+    services.keyring.changed()
+    async with openai_sdk(services, api_key=wide) as sdk, openai_sdk(services, api_key=narrow) as other:
+        seen = [(await create(other)).id]
+        await create(sdk, suffix="shared-x")
+        seen.append((await create(other)).id)
+        assert len([job async for job in sdk.asynchronous.fine_tuning.jobs.list(limit=1)]) == 3
+        listed = [job.id async for job in other.asynchronous.fine_tuning.jobs.list(limit=1)]
+        assert listed == seen[::-1]
+
+
 async def test_a_tenants_jobs_are_its_own_and_its_adapters_have_its_name(services: Services, tmp_path: Path) -> None:
     scopes = ["query", "train"]
     services.registry.create_key("root", ["admin"])

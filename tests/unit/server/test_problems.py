@@ -69,6 +69,18 @@ async def test_a_body_over_the_limit_is_refused_by_its_announced_length(tmp_path
     services.registry.close()
 
 
+async def test_a_document_may_be_less_large_than_files(tmp_path) -> None:
+    services = make_services(tmp_path, max_json_mib=1)
+    rows = b'{"source": "a", "target": "b"}\n' * (2**21 // 31)
+    async with in_memory(services) as client:
+        for media in ("application/json", "text/plain", ""):
+            response = await client.post("/api/predict", content=b" " * (2**20 + 1), headers={"content-type": media})
+            assert_problem(response, 413, "body-too-large")
+        files = [("files", ("rows.jsonl", rows))]
+        assert (await client.post("/api/datasets", data={"task": "translation"}, files=files)).status_code == 201
+    services.registry.close()
+
+
 @pytest.mark.parametrize("multipart", [False, True])
 async def test_a_body_over_the_limit_is_refused_while_it_is_read(tmp_path, multipart: bool) -> None:
     """Chunked, so that no length is announced."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,9 +14,6 @@ from graft_server.api.openai.complete import Asked, complete
 from graft_server.api.problems import any_problem, openai_document, openai_status, validation_problem
 from graft_server.services import Services
 from graft_server.serving.predictor import Terms
-
-#: No request has a deadline of its own: how long it waits is the other traffic's doing.
-_TERMS = Terms(background=True)
 
 #: What says nothing of the request, and what ends the batch.
 _PASSED_ON = frozenset(
@@ -47,16 +45,19 @@ class BatchCalls:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def __call__(self, url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    async def __call__(
+        self, url: str, body: dict[str, Any], turn: AbstractAsyncContextManager[object]
+    ) -> tuple[int, dict[str, Any]]:
         """The status and the document of a request's answer, or of its error.
 
         Raises:
             ProblemError: it is to be asked later, or its caller's key has ended.
         """
-        deaths = 0
+        # No request has a deadline of its own: how long it waits is the other traffic's doing.
+        terms, deaths = Terms(background=True, turn=turn), 0
         while True:
             try:
-                answer = await complete(self._services, _BODIES[url].model_validate(body), _TERMS)
+                answer = await complete(self._services, _BODIES[url].model_validate(body), terms)
                 return 200, answer.model_dump(mode="json")
             except ValidationError as error:
                 problem = validation_problem(error.errors(include_url=False), openai=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -28,6 +28,7 @@ from graft_server.api.openai.tuning_views import checkpoints_in, event_number, t
 from graft_server.api.streaming import EVENTS, StreamResponse, event
 from graft_server.problems import ProblemError
 from graft_server.registry.documents import job_document
+from graft_server.registry.errors import UnknownError
 from graft_server.registry.reading import with_files
 from graft_server.registry.records import JobRecord
 from graft_server.services import Services
@@ -144,8 +145,17 @@ def _list(services: Services, after: str | None, limit: int, wanted: Mapping[str
     def keep(data: dict[str, Any]) -> bool:
         return wanted.items() <= (data["metadata"] or {}).items()
 
-    requests = services.registry.documents.list("fine-tuning", after=after, limit=limit, keep=keep)
-    return [tuning_job(request, services.registry.job(request.id.removeprefix(_PREFIX))) for request in requests]
+    found: list[FineTuningJob] = []
+    while len(found) < limit:
+        requests = services.registry.documents.list("fine-tuning", after=after, limit=limit, keep=keep)
+        for request in requests:
+            # A tenant's keys need not see all adapters of the tenant's jobs.
+            with suppress(UnknownError):
+                found.append(tuning_job(request, services.registry.job(request.id.removeprefix(_PREFIX))))
+        if len(requests) < limit:
+            break
+        after = requests[-1].id
+    return found[:limit]
 
 
 def _mark(services: Services, job_id: str, *, paused: bool) -> None:

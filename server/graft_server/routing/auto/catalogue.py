@@ -12,6 +12,7 @@ import math
 import random
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from graft_plugins.task import AnyTask, Prompt, RequestError
 from graft_server.registry import Registry
 from graft_server.registry.errors import UnavailableError
 from graft_server.registry.records import VersionRecord
-from graft_server.registry.visibility import visible
+from graft_server.registry.visibility import Visibility, visible
 from graft_server.routing.auto.index import Match, ProfileIndex
 from graft_server.routing.auto.profiles import MOST_TEXTS, PROFILE_FILE, Profile, profile_of
 from graft_server.routing.states import StateCache
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 FOLDER = "profiles"
 #: Seconds after which files that could not be had are asked for again.
 _PAUSE = 10.0
+#: Views of limited callers whose index is kept.
+_MOST_VIEWS = 64
 _UNDESCRIBED = "none of its versions was trained here or registered with a profile (--profile)"
 
 
@@ -51,6 +54,19 @@ class _Known:
     #: Versions whose files could not be had, and when they are asked for again.
     pending: dict[str, VersionRecord] = field(default_factory=dict)
     again: float = math.inf
+    #: The index of what limited callers see, by their view: how rare a word is must not tell of what they don't see.
+    views: OrderedDict[Visibility, ProfileIndex] = field(default_factory=OrderedDict)
+
+    def index_for(self, view: Visibility | None) -> ProfileIndex:
+        if view is None:
+            return self.index
+        index = self.views.get(view)
+        if index is None:
+            index = ProfileIndex({name: profile for name, profile in self.profiles.items() if view.allows(name)})
+            self.views[view] = index
+            if len(self.views) > _MOST_VIEWS:
+                self.views.popitem(last=False)
+        return index
 
 
 class ProfileCatalogue:
@@ -66,15 +82,12 @@ class ProfileCatalogue:
 
     def match(self, text: str, task: str | None = None) -> list[Match]:
         """Adapters by how similar ``text`` is to what they were trained on, the best first; of one task with
-        ``task``. Those that the caller may not see are passed over."""
+        ``task``. Those that the caller may not see are not there."""
         view, known = visible.get(), self._seen_whole()
-        if task is None and view is None:
-            return known.index.match(text)
-        return [
-            match
-            for match in known.index.match(text, len(known.tasks))
-            if (task is None or known.tasks[match.name] == task) and (view is None or view.allows(match.name))
-        ]
+        index = known.index_for(view)
+        if task is None:
+            return index.match(text)
+        return [match for match in index.match(text, len(index.names)) if known.tasks[match.name] == task]
 
     def absent(self, task: str | None = None) -> dict[str, str]:
         """Why adapters are never chosen, by the reference of their latest version; those of one task with ``task``."""

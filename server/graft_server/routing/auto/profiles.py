@@ -50,9 +50,10 @@ class Profile:
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{file.name} is no profile, or is damaged: {error}") from error
         # It may have come with an adapter from anywhere.
-        alike = indices.shape == mean.shape == share.shape == (len(indices),) and 0 < len(indices) <= _MOST_FEATURES
+        alike = indices.shape == mean.shape == share.shape == (indices.size,) and 0 < indices.size <= _MOST_FEATURES
         kinds = (indices.dtype, mean.dtype, share.dtype) == (np.int64, np.float32, np.float32)
-        if not (alike and kinds and np.isfinite(mean).all() and np.isfinite(share).all()):
+        # Comparisons with what is no number do not hold.
+        if not (alike and kinds and all(((part >= 0) & (part <= 1)).all() for part in (mean, share))):
             raise ValueError(f"{file.name} is no profile")
         if indices[0] < 0 or indices[-1] >= DIMENSIONS or (np.diff(indices) <= 0).any():
             raise ValueError(f"{file.name} is no profile: its features are not in order")
