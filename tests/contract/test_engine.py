@@ -222,8 +222,9 @@ async def test_min_tokens_holds_the_models_own_end_back(engine: SupervisedEngine
     assert (last.finish_reason, last.completion_tokens) == ("stop", 5)
 
 
-async def test_a_seed_repeats_an_answer_whatever_runs_beside_it(engine: SupervisedEngine) -> None:
-    rules: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2, "seed": 11}
+@pytest.mark.parametrize("seed", [11, -1])
+async def test_a_seed_repeats_an_answer_whatever_runs_beside_it(engine: SupervisedEngine, seed: int) -> None:
+    rules: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2, "seed": seed}
     alone = await text_with(engine, "seeded alone", **rules)
     others = [text_with(engine, f"beside {i}", temperature=2.0, top_k=5 + i, seed=i) for i in range(6)]
     together, *rest = await asyncio.gather(text_with(engine, "seeded together", **rules), *others)

@@ -164,6 +164,9 @@ async def test_a_killed_core_is_rebuilt_under_load(
             await engine.validate(AdapterSource("d@1", 50, adapters[0].path, "dora"))
         with pytest.raises(AdapterLoadError, match="towers"):
             await engine.validate(misnamed(adapters[0], tmp_path / "misnamed"))
+        head, _ = random_adapter(base, "lora", tmp_path / "head", seed=7, engine_id=70, target_modules=["lm_head"])
+        with pytest.raises(AdapterLoadError, match="output layer 'lm_head'"):
+            await engine.validate(head)
     finally:
         await engine.stop()
 

@@ -230,9 +230,10 @@ class Gate:
 
     def _next(self, limits: Limits) -> Queue | None:
         """The queue whose head enters next."""
-        background = self._rings[True].pick(
-            lambda queue: queue.adapter not in self._retiring and self._background < limits.background
-        )
+        background = None
+        # Not asked where none may enter: whose turn it is would be lost.
+        if self._background < limits.background:
+            background = self._rings[True].pick(lambda queue: queue.adapter not in self._retiring)
         if background is not None and self._owed >= background.head.cost:
             self._owed -= background.head.cost
             return background

@@ -108,7 +108,8 @@ class Turns:
         for adapter, turn in self._held.items():
             if adapter not in self._over and adapter not in self._pinned and self._ends(turn, now):
                 self._over[adapter] = None
-        return set(islice(self._over, wanted))
+        # Those first whose slot falls free at once.
+        return set(islice(sorted(self._over, key=lambda adapter: self._held[adapter].running > 0), wanted))
 
     @property
     def _free(self) -> int:
@@ -118,7 +119,8 @@ class Turns:
 
     def _ends(self, turn: _Turn, now: float) -> bool:
         if not turn.tokens:
-            return False  # it took the slot and found no place yet
+            # It took the slot and found no place yet: in the background perhaps not for long, while people wait.
+            return bool(turn.background and self._waiting[False]) and now - turn.started >= self._seconds
         if turn.background and self._waiting[False]:
             return True
         return turn.tokens >= self._tokens or now - turn.started >= self._seconds

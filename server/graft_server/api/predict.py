@@ -12,7 +12,16 @@ from fastapi.responses import StreamingResponse
 from graft_client.schemas.predict import BulkLine, BulkRequest, PredictEvent, PredictRequest, PredictResponse
 from graft_server.api.deps import ServicesDep
 from graft_server.api.problems import any_problem, problem_document
-from graft_server.api.streaming import EVENTS, NDJSON, StreamResponse, begin, event, ndjson, until_disconnect
+from graft_server.api.streaming import (
+    EVENTS,
+    NDJSON,
+    StreamResponse,
+    begin,
+    event,
+    ndjson,
+    plan_in_time,
+    until_disconnect,
+)
 from graft_server.routing.resolver import Route
 from graft_server.serving.predictor import Answer, Piece, Predictor
 
@@ -24,7 +33,7 @@ async def predict(body: PredictRequest, request: Request, services: ServicesDep)
     """Answer one request; with ``stream``, as server-sent events ``delta`` and ``result`` (or ``error``)."""
     predictor = services.predictor
     terms = predictor.terms_of(body)
-    plan = await predictor.prepare(body)
+    plan = await plan_in_time(request, terms, predictor.prepare(body))
     if body.stream:
         events = await begin(request, predictor.stream(plan, terms))
         return StreamResponse(_events(events), media_type=EVENTS, headers=route_headers(plan.answering))

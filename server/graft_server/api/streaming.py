@@ -12,6 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
+from graft_server.serving.predictor import Terms, in_time
+
 T = TypeVar("T")
 
 NDJSON = "application/x-ndjson"
@@ -53,6 +55,16 @@ async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
         for each in (task, watcher):
             each.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def plan_in_time(request: Request, terms: Terms, planning: Awaitable[T]) -> T:
+    """What ``planning`` gives, unless the caller hangs up or the time of the request is over meanwhile.
+
+    Raises:
+        ClientDisconnect: there is nobody left to answer.
+        ProblemError: ``deadline-exceeded``.
+    """
+    return await until_disconnect(request, in_time(terms, planning))
 
 
 async def begin(request: Request, items: AsyncGenerator[T]) -> AsyncGenerator[T]:

@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pydantic import BaseModel
 
@@ -36,6 +37,15 @@ def _silent(_: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Standby:
+    """A target that answers only if it comes to that: nothing of its files is wanted before ``route`` is called, which
+    raises as ``Resolver.resolve``. Blocking."""
+
+    ref: str
+    route: Callable[[], Route]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """Where a request goes. ``version`` is ``None`` for the base model; ``note`` says how it was decided where the
     caller left it open. ``via`` is the route of the registry that led here, ``fallback`` who answers where the version
@@ -46,8 +56,8 @@ class Route:
     version: VersionRecord | None = None
     note: str | None = None
     via: RouteRecord | None = None
-    fallback: tuple[Route, ...] = ()
-    shadow: Route | None = None
+    fallback: tuple[Standby, ...] = ()
+    shadow: Standby | None = None
     choice: AutoChoice | None = None
 
     @property
@@ -135,30 +145,30 @@ class Resolver:
         weights = ", ".join(f"{target.ref} {target.weight:g} %" for target in spec.targets)
         say(f"route {record.name} (revision {record.revision}) has {weights}")
         say(note)
-        fallback = []
-        for ref in spec.fallback:
-            try:
-                fallback.append(self._target(record, ref, note=f"{note}; it could not be loaded, so {ref} answers"))
-            except ProblemError as error:
-                log.warning("route %s: fallback %s can't be served: %s", record.name, ref, error)
+        fallback = [
+            self._standby(record, ref, f"{note}; it could not be loaded, so {ref} answers") for ref in spec.fallback
+        ]
         try:
             route = self._target(record, chosen.ref, note=note)
         except ProblemError as error:
-            if not fallback:
-                raise
             log.warning("route %s: %s can't be served: %s", record.name, chosen.ref, error)
-            say(f"{chosen.ref} can't be served ({error}), so {fallback[0].ref} answers")
-            return replace(fallback[0], fallback=tuple(fallback[1:]), via=record)
-        return replace(route, via=record, fallback=tuple(fallback), shadow=self._shadow(record))
+            for number, standby in enumerate(fallback, start=1):
+                try:
+                    route = standby.route()
+                except ProblemError as other:
+                    log.warning("route %s: fallback %s can't be served: %s", record.name, standby.ref, other)
+                    continue
+                say(f"{chosen.ref} can't be served ({error}), so {standby.ref} answers")
+                return replace(route, via=record, fallback=tuple(fallback[number:]))
+            raise
+        shadow = None
+        if spec.shadow is not None:
+            shadow = self._standby(record, spec.shadow, f"the shadow of route {record.name}")
+        return replace(route, via=record, fallback=tuple(fallback), shadow=shadow)
 
-    def _shadow(self, record: RouteRecord) -> Route | None:
-        if record.spec.shadow is None:
-            return None
-        try:
-            return self._target(record, record.spec.shadow, note=f"the shadow of route {record.name}")
-        except ProblemError as error:
-            log.warning("route %s: shadow %s can't be served: %s", record.name, record.spec.shadow, error)
-            return None
+    def _standby(self, record: RouteRecord, ref: str, note: str) -> Standby:
+        named = ref if ref == "base" else record.versions[ref].ref
+        return Standby(named, partial(self._target, record, ref, note=note))
 
     def _target(self, record: RouteRecord, ref: str, *, note: str) -> Route:
         if ref == "base":

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -17,6 +17,7 @@ from contextlib import (
     nullcontext,
 )
 from dataclasses import dataclass
+from typing import TypeVar
 
 from graft_client.schemas.common import Timings, Usage
 from graft_client.schemas.predict import PredictRequest, PredictResponse
@@ -44,7 +45,7 @@ from graft_server.problems import ProblemError, as_problem
 from graft_server.quotas.meter import Charge, Meter
 from graft_server.registry import Registry
 from graft_server.registry.reading import hold, with_files
-from graft_server.routing.resolver import Resolver, Route
+from graft_server.routing.resolver import Resolver, Route, Standby
 from graft_server.serving import convert
 from graft_server.serving.account import account
 from graft_server.serving.cost import estimated_tokens, prompt_tokens
@@ -54,6 +55,8 @@ from graft_server.serving.shadows import Shadows
 from graft_server.serving.traffic import Flight, Traffic
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Answers of fewer tokens say little about the time that one takes.
 _MEASURED_TOKENS = 8
@@ -84,6 +87,19 @@ class Terms:
         """Seconds to wait where a limit is reached, instead of being refused: any time where nobody waits for the
         answer."""
         return math.inf if self.background and self.deadline is None else 0.0
+
+
+async def in_time(terms: Terms, planning: Awaitable[T]) -> T:
+    """What ``planning`` gives, which may have to wait for files.
+
+    Raises:
+        ProblemError: ``deadline-exceeded``.
+    """
+    try:
+        return await before(terms.deadline, planning, waiting=True)
+    except DeadlineError as error:
+        over = f"the request's {terms.timeout:g} s were over before the files of its adapter were here"
+        raise ProblemError("deadline-exceeded", f"{over}; give it more time, or send it again soon") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,8 +341,8 @@ class Predictor:
                 async for item in items:
                     yield item
             return
-        for fallback in (*plan.route.fallback, None):
-            current = plan if not plan.rerouted else await asyncio.to_thread(replanned, plan, plan.rerouted[-1])
+        current, left = plan, iter(plan.route.fallback)
+        while True:
             attempt = self._attempt(current, terms, source, observed, tokens_per_delta, charge)
             begun = False
             try:
@@ -338,10 +354,30 @@ class Predictor:
                         yield item
                 return
             except ProblemError as error:
-                if begun or fallback is None or error.code not in _NOT_THERE:
+                if begun or error.code not in _NOT_THERE or (other := await self._fallback(plan, left, terms)) is None:
                     raise
-                log.warning("%s could not be loaded, %s answers: %s", current.route.ref, fallback.ref, error)
-                plan.rerouted.append(fallback)
+                log.warning("%s could not be loaded, %s answers: %s", current.route.ref, other.route.ref, error)
+                current = other
+                plan.rerouted.append(other.route)
+
+    async def _fallback(self, plan: Plan, left: Iterator[Standby], terms: Terms) -> Plan | None:
+        """The plan for the next one that can be served."""
+        for standby in left:
+            try:
+                return await in_time(terms, self.instead(plan, standby))
+            except ProblemError as error:
+                if error.code == "deadline-exceeded":
+                    raise
+                log.warning("fallback %s can't be served: %s", standby.ref, error)
+        return None
+
+    async def instead(self, plan: Plan, standby: Standby) -> Plan:
+        """The same request for another target of its route.
+
+        Raises:
+            ProblemError: it can't be served.
+        """
+        return await with_files(self._registry, lambda: replanned(plan, standby.route()))
 
     async def _attempt(
         self,

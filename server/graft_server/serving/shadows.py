@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from graft_client.schemas.routes import ShadowRecord
 from graft_server.problems import ProblemError
 from graft_server.quotas.account import current_account
-from graft_server.routing.resolver import Route
-from graft_server.serving.pipeline import Plan, replanned
+from graft_server.routing.resolver import Standby
+from graft_server.serving.pipeline import Plan
 
 if TYPE_CHECKING:
     from graft_server.serving.predictor import Answer, Predictor
@@ -41,7 +41,7 @@ class Shadows:
         self._writing = threading.Lock()
         self.dropped = 0
 
-    def copy(self, predictor: Predictor, plan: Plan, answer: Answer, shadow: Route) -> None:
+    def copy(self, predictor: Predictor, plan: Plan, answer: Answer, shadow: Standby) -> None:
         """Serve the request again, by ``shadow``, some time soon."""
         if len(self._copies) >= _MOST:
             self.dropped += 1
@@ -69,7 +69,7 @@ class Shadows:
                     lines.extend(line for line in stream if line.endswith("\n"))
         return [ShadowRecord.model_validate_json(line) for line in reversed(lines)]
 
-    async def _serve(self, predictor: Predictor, plan: Plan, answer: Answer, shadow: Route) -> None:
+    async def _serve(self, predictor: Predictor, plan: Plan, answer: Answer, shadow: Standby) -> None:
         via = plan.route.via
         assert via is not None
         # The caller asked once, and pays once.
@@ -84,7 +84,7 @@ class Shadows:
             seconds=answer.timings.total,
         )
         try:
-            other = await asyncio.to_thread(replanned, plan, shadow)
+            other = await predictor.instead(plan, shadow)
             copied = await predictor.answer(other, predictor.terms(background=True), observed=False)
             told = {"shadow_text": copied.parsed.text, "shadow_seconds": copied.timings.total}
         except ProblemError as error:

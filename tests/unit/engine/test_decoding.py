@@ -139,6 +139,16 @@ def test_constrained_rows_of_one_step_keep_their_own_grammars(loop: Loop) -> Non
     assert len({loop.events.text(f"free {name}") for name in patterns}) == 1
 
 
+def test_a_constraint_that_cant_be_followed_further_is_no_answer(loop: Loop) -> None:
+    loop.submit(
+        "grown", ConstraintSpec("regex", pattern="([ab]{1,400}a){300}c"), max_tokens=480, temperature=1.0, seed=3
+    )
+    drain(loop.engine)
+    assert "can't be followed to the end" in str(loop.events.errors.pop("grown"))
+    assert "grown" not in loop.events.finished
+    assert loop.engine.runner.pool.used == 0
+
+
 def test_logprobs_are_the_models_within_the_constraint(loop: Loop) -> None:
     constraint = ConstraintSpec("choices", choices=("yes", "no"))
     loop.submit("bound", constraint, logprobs=2, temperature=3.0, seed=4, logit_bias={loop.ids("y")[0]: -50.0})

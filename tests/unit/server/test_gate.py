@@ -393,6 +393,45 @@ def test_people_take_a_slot_from_the_background_at_once_and_it_comes_back_in_the
     assert 4 * 5 <= waited <= 4 * 5 + 2 * 3, "as if it had come four turns later"
 
 
+def test_adapters_in_the_background_share_what_is_left_while_somebody_asks() -> None:
+    gate = Gate(slots=4, max_running=32, max_queued=1000, quantum=512, turn_seconds=2.0)
+    entered: Counter[int] = Counter()
+    running: list[Ticket] = []
+    person: Ticket | None = None
+    for step in range(800):
+        now = step / 20
+        if person is None:
+            person = gate.offer(9, 300, now=now)
+        for adapter in (1, 2):
+            while gate.queued(adapter) < 16:
+                gate.offer(adapter, 400, now=now, background=True)
+        for ticket in gate.admit(now):
+            if ticket.background:
+                running.append(ticket)
+                entered[ticket.adapter or 0] += 1
+        if person.admitted is not None and now - person.admitted >= 1:
+            gate.release(person, now)
+            person = None
+        if running:
+            gate.release(running.pop(0), now)
+    assert min(entered[1], entered[2]) > 300
+    assert abs(entered[1] - entered[2]) < 10
+
+
+def test_an_adapter_in_the_background_that_lets_nobody_in_gives_up_its_slot() -> None:
+    gate = Gate(slots=2, max_running=16, max_queued=1000, quantum=512, turn_seconds=2.0)
+    busy = gate.offer(1, 4000, now=0.0)
+    assert gate.admit(0.0) == [busy]
+    for _ in range(40):
+        gate.offer(None, 400, now=0.0, background=True)
+    gate.admit(0.0)
+    gate.offer(2, 400, now=0.1, background=True)
+    assert gate.admit(0.1) == []
+    person = gate.offer(3, 100, now=0.2)
+    assert person not in gate.admit(0.2)
+    assert person in gate.admit(2.3)
+
+
 def test_interactive_requests_of_an_adapter_go_before_its_background() -> None:
     gate = Gate(slots=1, max_running=1, max_queued=10)
     first = gate.offer(1, 10, now=0)

@@ -92,3 +92,45 @@ async def test_without_the_store_what_is_cached_answers_and_the_rest_is_told(pai
             assert refused.headers["Retry-After"]
         instead = await client.post("/api/predict", json=asking("safe"))
         assert (instead.status_code, instead.headers["X-Graft-Adapter"]) == (200, "known@1")
+
+
+async def test_nobody_waits_for_the_files_of_a_shadow_or_a_fallback(pair, tmp_path, monkeypatch):
+    first, second = pair
+    for name in ("known", "unknown"):
+        publish(first, tmp_path, name, state={"target_language": "German"})
+    targets = [RouteTarget(ref="known@1", weight=100)]
+    first.registry.routes.set("shadowed", RouteSpec(targets=targets, shadow="unknown@1"), who="me")
+    first.registry.routes.set("safe", RouteSpec(targets=targets, fallback=["unknown@1"]), who="me")
+    async with in_memory(second) as client:
+        assert (await client.post("/api/predict", json=asking("known"))).status_code == 200
+        silent, fetch = threading.Event(), ObjectStore.fetch
+
+        def waiting_long(self: ObjectStore, *arguments: Any) -> None:
+            silent.wait(20)
+            fetch(self, *arguments)
+
+        monkeypatch.setattr(ObjectStore, "fetch", waiting_long)
+        for route in ("shadowed", "safe"):
+            answer = await client.post("/api/predict", json={**asking(route), "timeout": 10})
+            assert (answer.status_code, answer.headers["X-Graft-Adapter"]) == (200, "known@1")
+        silent.set()
+        await second.shadows.settled()
+        (record,) = (await client.get("/api/routes/shadowed/shadow")).json()
+        assert (record["shadow"], record["error"]) == ("unknown@1", None)
+
+
+@pytest.mark.parametrize("path", ["/api/predict", "/v1/chat/completions"])
+async def test_the_time_of_a_request_is_over_also_while_files_are_fetched(pair, tmp_path, monkeypatch, path):
+    first, second = pair
+    publish(first, tmp_path, "unknown", state={"target_language": "German"})
+    silent = threading.Event()
+    monkeypatch.setattr(ObjectStore, "fetch", lambda *arguments: silent.wait(20))
+    body = {"model": "unknown", "messages": [{"role": "user", "content": "Hello"}]}
+    body = {**asking("unknown"), "timeout": 0.3} if path == "/api/predict" else body
+    async with in_memory(second) as client:
+        asked = asyncio.get_running_loop().time()
+        answer = await client.post(path, json=body, headers={"X-Graft-Timeout": "0.3"})
+        assert answer.status_code == 504, answer.text
+        assert "files of its adapter" in answer.text
+        assert asyncio.get_running_loop().time() - asked < 10
+    silent.set()

@@ -16,7 +16,7 @@ from graft_server.api.openai.chat_plan import ChatPlan, plan_chat
 from graft_server.api.openai.shapes import chat_logprobs, usage_of, wants_usage
 from graft_server.api.openai.stream import DONE, chunk, error_chunk
 from graft_server.api.predict import route_headers
-from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
+from graft_server.api.streaming import EVENTS, StreamResponse, begin, plan_in_time, until_disconnect
 from graft_server.serving.choices import stream_all
 from graft_server.serving.predictor import Answer, Piece
 
@@ -29,7 +29,7 @@ async def chat_completions(
 ) -> Response:
     """Answer a conversation, whole or streamed, once or `n` times."""
     include_usage = wants_usage(body)
-    planned = await plan_chat(services, body)
+    planned = await plan_in_time(request, terms, plan_chat(services, body))
     if body.stream:
         items = await begin(request, stream_all(services.predictor, planned.plans, terms))
         chunks = _chunks(items, planned, services.system_fingerprint, include_usage)

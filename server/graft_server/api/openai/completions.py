@@ -17,7 +17,7 @@ from graft_server.api.openai.completion_plan import CompletionPlan, plan_complet
 from graft_server.api.openai.shapes import characters, usage_of, wants_usage
 from graft_server.api.openai.stream import DONE, chunk, error_chunk
 from graft_server.api.predict import route_headers
-from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
+from graft_server.api.streaming import EVENTS, StreamResponse, begin, plan_in_time, until_disconnect
 from graft_server.serving.choices import stream_all
 from graft_server.serving.predictor import Answer, Piece
 
@@ -30,7 +30,7 @@ _EMPTY: dict[str, Any] = {"index": 0, "text": "", "logprobs": None, "finish_reas
 async def completions(body: CompletionRequest, request: Request, services: ServicesDep, terms: TermsDep) -> Response:
     """Continue one or several texts, whole or streamed, each once or `n` times."""
     include_usage = wants_usage(body)
-    planned = await plan_completion(services, body)
+    planned = await plan_in_time(request, terms, plan_completion(services, body))
     if body.stream:
         items = await begin(request, stream_all(services.predictor, planned.plans, terms))
         chunks = _chunks(items, planned, services.system_fingerprint, include_usage)

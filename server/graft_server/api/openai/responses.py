@@ -14,7 +14,7 @@ from graft_server.api.openai.pages import After, Order, behind, page_of
 from graft_server.api.openai.response_events import response_events
 from graft_server.api.openai.response_plan import plan_response
 from graft_server.api.predict import route_headers
-from graft_server.api.streaming import EVENTS, StreamResponse, begin, until_disconnect
+from graft_server.api.streaming import EVENTS, StreamResponse, begin, plan_in_time, until_disconnect
 from graft_server.problems import ProblemError
 
 router = APIRouter(prefix="/v1/responses", tags=["openai"])
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/responses", tags=["openai"])
 @router.post("", response_model=ResponseObject)
 async def create_response(body: ResponseRequest, request: Request, services: ServicesDep, terms: TermsDep) -> Response:
     """Answer a text or a conversation, whole or streamed; kept for `response_days`, unless `store` is false."""
-    planned = await plan_response(services, body)
+    planned = await plan_in_time(request, terms, plan_response(services, body))
     if body.stream:
         items = await begin(request, services.predictor.stream(planned.plan, terms))
         chunks = response_events(services, items, planned)

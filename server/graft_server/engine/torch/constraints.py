@@ -90,6 +90,11 @@ class Matcher:
         self.grammar.consume_token(token)
 
     @property
+    def fault(self) -> str | None:
+        """Why the grammar can't be followed any further; ``finished`` then means nothing."""
+        return str(self.grammar.get_error()) if self.grammar.is_error() else None
+
+    @property
     def finished(self) -> bool:
         """Whether nothing can follow but the end."""
         return bool(self.grammar.is_stopped())

@@ -362,6 +362,11 @@ class TorchEngine:
             self._constraints.mask(picked, constrained)
         for (_, answer), drawn in zip(answers, sample(picked, [a.draw for _, a in answers]), strict=True):
             delta = answer.take(drawn)
+            if answer.matcher is not None and (fault := answer.matcher.fault) is not None:
+                self._finish(answer)
+                error = InvalidRequestError(f"the constraint can't be followed to the end of the answer: {fault}")
+                self._events.error(answer.request.id, error)
+                continue
             if delta.finish_reason is not None:
                 self._finish(answer)
             if delta.text or delta.tokens or delta.prompt is not None or delta.finish_reason is not None:

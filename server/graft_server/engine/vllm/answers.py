@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from graft_server.engine.base import Delta, EchoedPrompt, FinishReason, TokenLogprob
+from graft_server.engine.base import Delta, EchoedPrompt, EngineError, FinishReason, TokenLogprob
 
 
 @dataclass(slots=True)
@@ -51,7 +51,9 @@ class Answer:
             )
         finish: FinishReason | None = None
         if completion.finish_reason is not None:
-            finish = "length" if completion.finish_reason == "length" else "stop"
+            if completion.finish_reason not in ("stop", "length"):
+                raise EngineError(f"vLLM ended the answer before it was complete ({completion.finish_reason})")
+            finish = completion.finish_reason
             if not isinstance(completion.stop_reason, str):
                 self._text = self._flushed()
         crossed = before == 0 or self.generated // self.tokens_per_delta > before // self.tokens_per_delta

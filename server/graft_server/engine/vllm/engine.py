@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from graft_plugins.method import AdapterMethod
+from graft_plugins.method import AdapterMethod, LinearGraft
 from graft_server.base_model.device import choose_dtype
 from graft_server.base_model.loading import load_meta_model, load_tokenizer
 from graft_server.base_model.prompt import stop_token_ids
@@ -87,6 +87,8 @@ class VllmEngine:
         self.tokenizer = load_tokenizer(base)
         self._token_bytes = TokenBytes(self.tokenizer)
         self._model = load_meta_model(base)
+        head = self._model.get_output_embeddings()
+        self._head = next((name for name, module in self._model.named_modules() if module is head), None)
         text_config = self._model.config.get_text_config()
         dtype = choose_dtype(config.dtype, device)
         kv_bytes = config.kv_cache_mib << 20
@@ -345,6 +347,10 @@ class VllmEngine:
         grafts = list(read_grafts(source, self._methods, self._model, max_rank=self.config.max_rank))
         if not grafts:
             raise AdapterLoadError(f"{source.ref}: no tensor belongs to a module of {self.base.name}")
+        if any(isinstance(graft, LinearGraft) and graft.module == self._head for graft in grafts):
+            # A prompt's rows would get the update of whoever stands in the step where they stand in the prompt.
+            layer = f"LoRA on the output layer {self._head!r}"
+            raise AdapterLoadError(f"{source.ref}: the vllm engine can't serve {layer}; {refusals.WAY_OUT}")
         config = json.loads((Path(source.path) / CONFIG).read_text(encoding="utf-8"))
         reason = refusals.refusal(config)
         if reason is not None:

@@ -148,7 +148,8 @@ class Runtime:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
-            seed=sampling.seed,
+            # vLLM takes -1 for none.
+            seed=None if sampling.seed is None else sampling.seed & 0xFFFF_FFFF_FFFF_FFFF,
             stop=list(sampling.stop) or None,
             stop_token_ids=sorted(stop_tokens),
             # The tokens that end an answer are those of `stop_tokens`, on every engine.
