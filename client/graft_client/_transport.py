@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import httpx_sse
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from graft_client import __version__
 from graft_client._call import Call, StreamCall
@@ -56,11 +57,13 @@ def resolve_url(url: str | None) -> str:
     Raises:
         UsageError: it is no http or https URL.
     """
-    chosen = url or os.environ.get("GRAFT_URL") or DEFAULT_URL
+    chosen = (url or os.environ.get("GRAFT_URL") or "").strip() or DEFAULT_URL
     try:
         parts = urlsplit(chosen)
         host, _ = parts.hostname, parts.port
-    except ValueError as error:
+        # urlsplit drops what httpx refuses.
+        httpx.URL(chosen)
+    except (ValueError, httpx.InvalidURL) as error:
         raise UsageError(f"`{chosen}` is not a server URL: {error}") from None
     if parts.scheme not in ("http", "https") or not host:
         raise UsageError(f"`{chosen}` is not a server URL; write it like {DEFAULT_URL}")
@@ -71,12 +74,12 @@ def resolve_url(url: str | None) -> str:
 
 
 def resolve_key(key: str | None) -> str | None:
-    """The caller's key: the argument, else ``GRAFT_API_KEY``, else none.
+    """The caller's key: the argument, else ``GRAFT_API_KEY``, else none. An empty argument stands for none at all.
 
     Raises:
         UsageError: it can't be sent.
     """
-    chosen = (key or os.environ.get(KEY_VARIABLE) or "").strip()
+    chosen = (os.environ.get(KEY_VARIABLE, "") if key is None else key).strip()
     if not chosen.isascii() or not chosen.isprintable():
         raise UsageError(f"the key has characters that no key has; look at --api-key or {KEY_VARIABLE}")
     return chosen or None
@@ -95,8 +98,37 @@ def http_options(url: str, timeout: float, key: str | None = None) -> dict[str, 
     }
 
 
-def request_arguments(call: Call[Any] | StreamCall[Any], stack: ExitStack) -> dict[str, Any]:
-    """Arguments for ``build_request``. Files of an upload stay open until ``stack`` closes."""
+def build_request(
+    http: httpx.Client | httpx.AsyncClient, call: Call[Any] | StreamCall[Any], stack: ExitStack
+) -> httpx.Request:
+    """The request that ``call`` describes. Files of an upload stay open until ``stack`` closes.
+
+    Raises:
+        UsageError: a text in it can't be encoded.
+    """
+    with encodable():
+        return http.build_request(**_request_arguments(call, stack))
+
+
+@contextmanager
+def encodable() -> Iterator[None]:
+    """Refuses text that UTF-8 can't express. Python has it from bytes that are not UTF-8, in an argument for instance,
+    and from escapes in JSON.
+
+    Raises:
+        UsageError: the body met such text.
+    """
+    try:
+        yield
+    except (UnicodeEncodeError, PydanticSerializationError) as error:
+        if "surrogates" not in str(error):
+            raise
+        raise UsageError(
+            "the request holds text that can't be sent: bytes that are not UTF-8, or half of a surrogate pair"
+        ) from None
+
+
+def _request_arguments(call: Call[Any] | StreamCall[Any], stack: ExitStack) -> dict[str, Any]:
     arguments: dict[str, Any] = {"method": call.method, "url": call.path, "params": dict(call.params)}
     if isinstance(call, StreamCall):
         arguments["headers"] = dict(call.headers)

@@ -15,11 +15,11 @@ from graft_client._call import Call, Lines, StreamCall
 from graft_client._methods import documented_as
 from graft_client._retry import RetryPolicy
 from graft_client._transport import (
+    build_request,
     http_options,
     may_repeat,
     parse,
     raise_for_problem,
-    request_arguments,
     resolve_key,
     resolve_url,
     translated,
@@ -165,14 +165,14 @@ class AsyncClient:
 
     async def _exchange(self, call: Call[T]) -> httpx.Response:
         with ExitStack() as stack, translated(self.url):
-            request = self._http.build_request(**request_arguments(call, stack))
+            request = build_request(self._http, call, stack)
             response = await self._http.send(request)
             raise_for_problem(response)
             return response
 
     async def _pieces(self, call: StreamCall[T]) -> AsyncGenerator[T, None]:
         with ExitStack() as stack, translated(self.url):
-            request = self._http.build_request(**request_arguments(call, stack))
+            request = build_request(self._http, call, stack)
             response = await self._http.send(request, stream=True)
             try:
                 if not response.is_success:

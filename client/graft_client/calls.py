@@ -16,7 +16,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from graft_client._call import Call, Progress, StreamCall, Upload
-from graft_client._transport import error_of
+from graft_client._transport import encodable, error_of
 from graft_client.errors import UsageError
 from graft_client.schemas.adapters import AdapterInfo, VersionInfo
 from graft_client.schemas.bundles import MergeRequest
@@ -572,11 +572,12 @@ def _segment(name: str) -> str:
     """A name as one segment of a path.
 
     Raises:
-        UsageError: it is empty or would be read as a step within the path.
+        UsageError: it is empty, would be read as a step within the path, or can't be encoded.
     """
     if name in ("", ".", ".."):
         raise UsageError(f"`{name}` is no name")
-    return quote(name, safe="@")
+    with encodable():
+        return quote(name, safe="@")
 
 
 def _dataset_form(

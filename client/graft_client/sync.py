@@ -15,11 +15,11 @@ from graft_client._call import Call, Lines, StreamCall
 from graft_client._methods import documented_as
 from graft_client._retry import RetryPolicy
 from graft_client._transport import (
+    build_request,
     http_options,
     may_repeat,
     parse,
     raise_for_problem,
-    request_arguments,
     resolve_key,
     resolve_url,
     translated,
@@ -50,9 +50,9 @@ def _stream(build: Callable[P, StreamCall[T]]) -> Callable[Concatenate[Client, P
 class Client:
     """A connection to one graftwork server. Threads may share it.
 
-    ``url`` defaults to ``GRAFT_URL``, else to the local server's, and ``key`` to ``GRAFT_API_KEY``. ``timeout`` is how
-    many seconds the server may stay silent, ``retries`` how often a request that can safely be repeated is sent again
-    when the server cannot be reached or answers that it is busy.
+    ``url`` defaults to ``GRAFT_URL``, else to the local server's, and ``key`` to ``GRAFT_API_KEY``; an empty ``key`` is
+    none at all. ``timeout`` is how many seconds the server may stay silent, ``retries`` how often a request that can
+    safely be repeated is sent again when the server cannot be reached or answers that it is busy.
 
     Every method raises a ``GraftError``: ``ConnectError`` where no server answers, ``ServerError`` or its
     subclass for a problem that the server reports, ``UsageError`` for arguments that cannot be right.
@@ -167,14 +167,14 @@ class Client:
 
     def _exchange(self, call: Call[T]) -> httpx.Response:
         with ExitStack() as stack, translated(self.url):
-            request = self._http.build_request(**request_arguments(call, stack))
+            request = build_request(self._http, call, stack)
             response = self._http.send(request)
             raise_for_problem(response)
             return response
 
     def _pieces(self, call: StreamCall[T]) -> Iterator[T]:
         with ExitStack() as stack, translated(self.url):
-            request = self._http.build_request(**request_arguments(call, stack))
+            request = build_request(self._http, call, stack)
             response = self._http.send(request, stream=True)
             stack.callback(response.close)
             if not response.is_success:

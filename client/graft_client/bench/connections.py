@@ -76,4 +76,6 @@ def _proxy_of(url: str) -> str | None:
     """The proxy that the environment names for a URL; httpx asks for it only where the transport is its own."""
     address = urlsplit(url)
     proxies = getproxies()
-    return None if proxy_bypass(address.hostname or "") else proxies.get(address.scheme) or proxies.get("all")
+    proxy = None if proxy_bypass(address.hostname or "") else proxies.get(address.scheme) or proxies.get("all")
+    # As httpx does with its own: many name a host and a port alone.
+    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"

@@ -27,13 +27,11 @@ def check_plot(file: Path) -> None:
     """Whether a plot can be drawn to ``file``, asked before a run that may take long.
 
     Raises:
-        UsageError: the name ends in none of ``SUFFIXES``, or its folder is not there.
+        UsageError: the name ends in none of ``SUFFIXES``.
         GraftError: matplotlib is not installed.
     """
     if file.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{file}: a plot's name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    if not file.absolute().parent.is_dir():
-        raise UsageError(f"{file.parent}: no such folder")
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
@@ -57,7 +55,7 @@ def draw(result: BenchResult, measurements: Measurements, file: Path) -> None:
         _cdf(axes["ttft"], "Time to first token", [record.ttft for record in answered], settings.ttft_target_ms)
         tpot = [record.tpot for record in answered if record.tpot is not None]
         _cdf(axes["tpot"], "Time per output token", tpot, settings.tpot_target_ms)
-        _throughput(axes["rate"], answered, result.seconds)
+        _throughput(axes["rate"], measurements, result.seconds)
         figure.savefig(file, dpi=150)
 
 
@@ -120,16 +118,17 @@ def _cdf(axes: Axes, title: str, seconds: Sequence[float], target_ms: float | No
         axes.legend(loc="lower right", framealpha=1, edgecolor="none")
 
 
-def _throughput(axes: Axes, records: Sequence[Record], seconds: float) -> None:
+def _throughput(axes: Axes, measurements: Measurements, seconds: float) -> None:
     bins = max(1, min(_MOST_BINS, round(seconds / _LEAST_BIN)))
     edges = [seconds * number / bins for number in range(bins + 1)]
-    rates = token_rates(records, edges)
+    rates = token_rates(measurements.answered, edges)
     axes.stairs(rates, edges, color=_LINE, fill=True, alpha=0.2)
     axes.stairs(rates, edges, color=_LINE, linewidth=1.8)
     axes.set(title="Throughput over time", xlabel="seconds", xlim=(0, seconds), ylim=(0, max(rates) * 1.1 or 1))
     axes.set_ylabel("output tokens/s", color=_LINE)
     axes.grid(alpha=0.25)
-    running = in_flight(records, edges)
+    # With those that failed: the server had them as well.
+    running = in_flight(measurements.records, edges)
     beside = axes.twinx()
     beside.stairs(running, edges, color=_SECOND, linewidth=1.5, baseline=None)
     beside.set_ylim(0, max(running) * 1.1 or 1)

@@ -38,15 +38,18 @@ class _Root(LazyGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit):
+        except click.exceptions.Exit:
             raise
         except (KeyboardInterrupt, click.Abort):
             click.echo(err=True)
             raise click.exceptions.Exit(INTERRUPTED) from None
         except Exception as error:
+            as_json = bool(ctx.meta.get("graft.json"))
+            if isinstance(error, click.ClickException) and not as_json:
+                raise
             from graft_client.cli.failure import Failure
 
-            failure = Failure.of(error, as_json=bool(ctx.meta.get("graft.json")))
+            failure = Failure.of(error, as_json=as_json)
             if failure is None:
                 raise
             raise failure from error

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from graft_client.cli.outputs import named
 from graft_client.errors import DataError, ProtocolError, UsageError
 
 _REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
@@ -105,10 +106,13 @@ def unpack(pieces: Iterable[bytes], folder: Path) -> list[str]:
 
     Raises:
         ProtocolError: it is no archive, it is damaged, or a name leaves the folder.
+        OSError: a file can't be written.
     """
     with tempfile.TemporaryFile() as file:
-        for piece in pieces:
-            file.write(piece)
+        with named(Path(tempfile.gettempdir())):
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
         try:
             with zipfile.ZipFile(file) as archive:
                 members = [member for member in archive.infolist() if not member.is_dir()]
@@ -120,7 +124,7 @@ def unpack(pieces: Iterable[bytes], folder: Path) -> list[str]:
                     target = folder.joinpath(*PurePosixPath(member.filename).parts)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.unlink(missing_ok=True)  # a link there must not be written through
-                    with archive.open(member) as source, target.open("xb") as sink:
+                    with archive.open(member) as source, named(target), target.open("xb") as sink:
                         shutil.copyfileobj(source, sink)
         except zipfile.BadZipFile as error:
             raise ProtocolError(f"the server sent no readable archive: {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import click
 
@@ -19,22 +19,37 @@ def print_stream(events: Iterable[PredictEvent]) -> PredictResponse:
         ProtocolError: the stream ended before the result.
     """
     written = False
-    result: PredictResponse | None = None
-    try:
+
+    def printed() -> Iterator[PredictEvent]:
+        nonlocal written
         for event in events:
             if event.delta:
                 click.echo(_shown(event.delta), nl=False)
                 sys.stdout.flush()
                 written = True
-            if event.result is not None:
-                result = event.result
+            yield event
+
+    try:
+        result = read_result(printed())
     finally:
         if written:
             click.echo()
-    if result is None:
-        raise ProtocolError("the server ended the answer before it was complete")
     if not written:
         click.echo(_shown(result.text))
+    return result
+
+
+def read_result(events: Iterable[PredictEvent]) -> PredictResponse:
+    """The answer at the end of a stream.
+
+    Raises:
+        ProtocolError: the stream ended before the result.
+    """
+    result: PredictResponse | None = None
+    for event in events:
+        result = event.result or result
+    if result is None:
+        raise ProtocolError("the server ended the answer before it was complete")
     return result
 
 

@@ -136,7 +136,10 @@ def bench(
     from graft_client.bench.records import Measurements
     from graft_client.bench.result import summarise
     from graft_client.cli.bench_report import notes, show_result
+    from graft_client.cli.outputs import check_folder, named, whole_file
 
+    for file in filter(None, (output, plot)):
+        check_folder(file)
     if plot is not None:
         check_plot(plot)
     # As people give it to OpenAI's SDKs.
@@ -148,16 +151,19 @@ def bench(
         if interrupted and not measurements.records:
             raise KeyboardInterrupt
         result = summarise(settings, measurements, interrupted=interrupted)
-        if output is not None:
-            output.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        if plot is not None:
-            draw(result, measurements, plot)
+        # Shown first: what can't be written is not lost.
         if session.as_json:
             session.emit(result)
         else:
             show_result(result)
         for note in notes(result):
             session.note(note)
+        if output is not None:
+            with whole_file(output) as sink:
+                sink.write(result.model_dump_json(indent=2) + "\n")
+        if plot is not None:
+            with named(plot):
+                draw(result, measurements, plot)
     if interrupted:
         raise KeyboardInterrupt
     if not result.answered:

@@ -16,6 +16,16 @@ from graft_client.cli.session import Session
 
 R = TypeVar("R")
 
+
+def _encodable(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise click.BadParameter("not UTF-8", ctx, param) from None
+    return names
+
+
 _OPTIONS = (
     click.option(
         "--adapter",
@@ -44,6 +54,7 @@ _OPTIONS = (
         "--model",
         "others",
         multiple=True,
+        callback=_encodable,
         help="A model to ask, of any server; can be given again.  [default: the first in /v1/models]",
     ),
 )

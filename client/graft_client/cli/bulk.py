@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from graft_client._retry import RetryPolicy
+from graft_client._transport import encodable
 from graft_client.aio import AsyncClient
 from graft_client.calls import prediction
 from graft_client.cli.journal import Journal
+from graft_client.cli.outputs import whole_file
 from graft_client.errors import (
     AnswerTimeoutError,
     BusyError,
@@ -82,8 +83,12 @@ def read_rows(
 def _row(line: bytes, index: int, adapter: str, task: str | None, sampling: SamplingOverrides | None) -> Row:
     try:
         value = json.loads(line.decode("utf-8-sig" if index == 0 else "utf-8"))
+        # An escape can stand for what neither the request nor the output can hold.
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         raise DataError("not UTF-8") from None
+    except UnicodeEncodeError:
+        raise DataError("holds half of a surrogate pair, which is no character") from None
     except ValueError as error:
         raise DataError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -102,7 +107,8 @@ def _row(line: bytes, index: int, adapter: str, task: str | None, sampling: Samp
         task=task if chosen == adapter else None,
         sampling=sampling,
     )
-    digest = hashlib.sha256(f"{index}\n{extra}\n{request.model_dump_json()}".encode())
+    with encodable():
+        digest = hashlib.sha256(f"{index}\n{extra}\n{request.model_dump_json()}".encode())
     return Row(digest.hexdigest()[:32], request, extra)
 
 
@@ -119,6 +125,7 @@ async def answer_rows(
 
     Raises:
         GraftError: the server went away, or is busy, for longer than waiting helps.
+        OSError: an answer could not be kept in the journal.
     """
     missing = [row for row in rows if row.key not in outcome.journal.rows]
     settled = len(rows) - len(missing)
@@ -139,7 +146,7 @@ async def answer_rows(
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrency):
                     group.create_task(_work(client, chunks, settle))
-        except* GraftError as errors:
+        except* (GraftError, OSError) as errors:
             first: BaseException = errors
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
@@ -182,14 +189,14 @@ async def _settle_chunk(client: AsyncClient, chunk: list[Row], settle: Callable[
 
 
 def write_output(path: Path, rows: Sequence[Row], outcome: Outcome) -> None:
-    """Writes every row's line, in the order of the input. The file appears whole or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8") as file:
+    """Writes every row's line, in the order of the input. The file appears whole or not at all.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    with whole_file(path) as file:
         for row in rows:
             file.write(json.dumps(outcome.record(row), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def _failed(problem: Problem) -> dict[str, Any]:

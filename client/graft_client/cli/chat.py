@@ -16,6 +16,7 @@ from graft_client.cli.completion import complete_adapter, complete_task
 from graft_client.cli.lazy import Command
 from graft_client.cli.sampling import sampling_options
 from graft_client.cli.session import Session, with_session
+from graft_client.cli.stdin import reading_text
 
 if TYPE_CHECKING:
     from graft_client.schemas.predict import SamplingOverrides
@@ -32,20 +33,22 @@ def chat(session: Session, adapter: str, task: str | None, sampling: SamplingOve
     """Talk with ADAPTER, a line at a time; an adapter of the chat task remembers the conversation.
 
     /reset forgets the conversation, /quit (or Ctrl-D) ends, Ctrl-C stops an answer.
-    With --json each answer is one line of JSON.
+    With --json each answer is one line of JSON. A line that fails does not end it; where lines are piped in,
+    the exit code is the one of the first that failed.
     """
-    from graft_client.cli.failure import explain
+    from graft_client.cli.failure import Failure
     from graft_client.cli.targets import BASE, task_of
-    from graft_client.errors import ServerError
+    from graft_client.errors import ServerError, UsageError
 
     if adapter == BASE and task is None:
         task = _CHAT
     with session.client() as client, _history():
         remembers = task_of(client, adapter, task) == _CHAT
         messages: list[dict[str, str]] = []
+        failed: Failure | None = None
         for line in _lines():
             if line == "/quit":
-                return
+                break
             if line == "/reset":
                 messages.clear()
                 continue
@@ -53,22 +56,28 @@ def chat(session: Session, adapter: str, task: str | None, sampling: SamplingOve
             body: str | dict[str, Any] = {"messages": turn} if remembers else line
             try:
                 answer = _answer(session, client.predict_stream(adapter, body, task=task, sampling=sampling))
-            except ServerError as error:
-                hint = "\n/reset forgets the conversation." if messages else ""
-                click.echo(f"Error: {explain(error)}{hint}", err=True)
+            except (ServerError, UsageError) as error:
+                failure = Failure(error, as_json=session.as_json)
+                failure.show()
+                failed = failed or failure
+                if messages:
+                    session.note("/reset forgets the conversation.")
                 continue
             if remembers and answer is not None:
                 messages = [*turn, {"role": "assistant", "content": answer}]
+    # A person has seen what failed, and went on.
+    if failed is not None and not sys.stdin.isatty():
+        raise click.exceptions.Exit(failed.exit_code)
 
 
 def _answer(session: Session, events: Any) -> str | None:
     """Prints one answer and returns its text; None where Ctrl-C stopped it."""
-    from graft_client.cli.answers import print_footer, print_stream
+    from graft_client.cli.answers import print_footer, print_stream, read_result
 
     with closing(events):
         try:
             if session.as_json:
-                result = next(event.result for event in events if event.result is not None)
+                result = read_result(events)
                 click.echo(result.model_dump_json())
             else:
                 result = print_stream(events)
@@ -81,11 +90,16 @@ def _answer(session: Session, events: Any) -> str | None:
 
 
 def _lines() -> Iterator[str]:
-    """The lines that are typed or piped in, blank ones left out, until the end or Ctrl-C at the prompt."""
+    """The lines that are typed or piped in, blank ones left out, until the end or Ctrl-C at the prompt.
+
+    Raises:
+        click.UsageError: one is no text.
+    """
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
-            line = input(prompt).strip()
+            with reading_text():
+                line = input(prompt).strip()
         except EOFError:
             if prompt:
                 click.echo()

@@ -8,9 +8,11 @@ from typing import IO, Any
 
 import click
 
-from graft_client.errors import GraftError, ServerError
+from graft_client.errors import GraftError, ServerError, UsageError
 
 _MOST_DETAILS = 20
+#: How a disk says that it takes no more: full, a quota, a limit on files, broken.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Failure(click.ClickException):
@@ -25,11 +27,20 @@ class Failure(click.ClickException):
     @classmethod
     def of(cls, error: Exception, *, as_json: bool) -> Failure | None:
         """The failure that ``error`` stands for, or None where it is a fault of the program."""
-        if isinstance(error, GraftError):
-            return cls(error, as_json=as_json)
-        if isinstance(error, OSError) and error.filename is not None and error.errno != errno.EPIPE:
-            return cls(GraftError(f"{error.filename}: {error.strerror}"), as_json=as_json)
-        return None
+        match error:
+            case GraftError():
+                return cls(error, as_json=as_json)
+            case click.UsageError():
+                return cls(UsageError(error.format_message()), as_json=as_json)
+            case click.ClickException():
+                return cls(GraftError(error.format_message()), as_json=as_json)
+            case OSError(errno=number) if error.filename is not None and number != errno.EPIPE:
+                return cls(GraftError(f"{error.filename}: {error.strerror}"), as_json=as_json)
+            # The system names no file where a write fails.
+            case OSError(errno=number) if number in _FULL:
+                return cls(GraftError(f"the output can't be written: {error.strerror}"), as_json=as_json)
+            case _:
+                return None
 
     def show(self, file: IO[Any] | None = None) -> None:
         if self._as_json:
@@ -48,7 +59,8 @@ def explain(error: GraftError) -> str:
     problem = error.problem
     lines = [problem.detail]
     if problem.status == 401:
-        lines[0] += "; set GRAFT_API_KEY, or give --api-key"
+        # A command that asks a second server notes how that one's key is given.
+        lines[0] += f"; {', '.join(getattr(error, '__notes__', ())) or 'set GRAFT_API_KEY, or give --api-key'}"
     if problem.nearest and problem.nearest not in problem.detail:
         lines[0] += f" Did you mean `{problem.nearest}`?"
     if len(problem.errors) == 1 and problem.errors[0].message in problem.detail:

@@ -9,10 +9,11 @@ import click
 
 from graft_client import Client
 from graft_client.cli import INTERRUPTED, render
+from graft_client.cli.outage import Outage
 from graft_client.cli.progress import TrainingBar
 from graft_client.cli.report import show_evaluation
 from graft_client.cli.session import Session, plain
-from graft_client.errors import JobFailedError
+from graft_client.errors import GraftError, JobFailedError
 from graft_client.schemas.adapters import VersionInfo
 from graft_client.schemas.jobs import JobEvent, JobInfo, JobProgress, JobState
 
@@ -20,11 +21,14 @@ from graft_client.schemas.jobs import JobEvent, JobInfo, JobProgress, JobState
 def follow_job(session: Session, client: Client, job_id: str) -> None:
     """Shows a job's progress, and its result at the end. Ctrl-C leaves the job running.
 
+    The server has answered before: one that goes away now is waited for.
+
     Raises:
         JobFailedError: it failed or was cancelled.
+        ConnectError: the server stayed away.
     """
     try:
-        job = _watch(session, client, job_id)
+        job, version = _watch(session, client, job_id)
     except KeyboardInterrupt:
         click.echo(
             f"\nno longer following; job {job_id} goes on. To follow it again: graft jobs follow {job_id};"
@@ -32,7 +36,6 @@ def follow_job(session: Session, client: Client, job_id: str) -> None:
             err=True,
         )
         raise click.exceptions.Exit(INTERRUPTED) from None
-    version = _published(client, job)
     if session.as_json:
         session.emit({"job": plain(job), "version": plain(version)})
     if job.state is JobState.failed:
@@ -48,17 +51,25 @@ def follow_job(session: Session, client: Client, job_id: str) -> None:
         _show_result(job, version)
 
 
-def _watch(session: Session, client: Client, job_id: str) -> JobInfo:
+def _watch(session: Session, client: Client, job_id: str) -> tuple[JobInfo, VersionInfo | None]:
+    """Shows what happens until the job has finished; then the job, and the version that it published."""
     seen = 0
     with TrainingBar(session) as bar:
+        outage = Outage(client.url, bar.say, f"job {job_id} may go on; to follow it again: graft jobs follow {job_id}")
         while True:
             before = seen
-            for event in client.job_events(job_id, after=seen):
-                seen = event.seq
-                _show_event(bar, event)
-            job = client.job(job_id)
-            if job.state.finished:
-                return job
+            try:
+                for event in client.job_events(job_id, after=seen):
+                    seen = event.seq
+                    outage.over()
+                    _show_event(bar, event)
+                job = client.job(job_id)
+                if job.state.finished:
+                    return job, _published(client, job)
+                outage.over()
+            except GraftError as error:
+                outage.wait(error)
+                continue
             if seen == before:  # the server drains or has just restarted: don't press it
                 time.sleep(1.0)
 

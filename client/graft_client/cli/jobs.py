@@ -98,7 +98,7 @@ def follow(session: Session, job: str) -> None:
     from graft_client.cli.follow import follow_job
 
     with session.client() as client:
-        follow_job(session, client, job)
+        follow_job(session, client, client.job(job).id)
 
 
 @jobs.command("cancel", examples=["graft jobs cancel job-7c1e"])

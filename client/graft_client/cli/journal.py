@@ -14,11 +14,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from graft_client.cli.outputs import named
+
 _SYNC_EVERY = 1.0
 
 
 class Journal:
-    """Finished rows by key. Every row reaches the operating system at once, and the disk within a second."""
+    """Finished rows by key. Every row reaches the operating system at once, and the disk within a second.
+
+    Raises:
+        OSError: the file can't be read or written, by each of its methods.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,15 +43,17 @@ class Journal:
 
     def add(self, key: str, row: dict[str, Any]) -> None:
         """Keeps a finished row."""
+        with named(self.path):
+            self._file.write(json.dumps({"key": key, "row": row}, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
         self.rows[key] = row
-        self._file.write(json.dumps({"key": key, "row": row}, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
         if time.monotonic() - self._synced >= _SYNC_EVERY:
             self.sync()
 
     def sync(self) -> None:
         """Waits until everything is on the disk."""
-        os.fsync(self._file.fileno())
+        with named(self.path):
+            os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -54,8 +62,8 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.sync()
-        self._file.close()
+        with named(self.path), self._file:
+            self.sync()
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

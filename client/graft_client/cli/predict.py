@@ -87,7 +87,7 @@ def predict(
                         told=lambda settled: tell(settled, len(rows)),
                     )
                 )
-            except (GraftError, KeyboardInterrupt):
+            except (GraftError, OSError, KeyboardInterrupt):
                 done = sum(row.key in journal.rows for row in rows)
                 session.note(f"\nstopped with {done} of {len(rows)} rows done; the same command goes on from there")
                 raise

@@ -12,6 +12,7 @@ from graft_client.cli.completion import complete_adapter, complete_task
 from graft_client.cli.lazy import Command
 from graft_client.cli.sampling import sampling_options
 from graft_client.cli.session import Session, with_session
+from graft_client.cli.stdin import reading_text
 
 if TYPE_CHECKING:
     from graft_client.schemas.predict import SamplingOverrides
@@ -85,7 +86,8 @@ def _text(text: str | None) -> str:
         return text
     if text is None and sys.stdin.isatty():
         raise click.UsageError("give TEXT or --input, or pipe the text in")
-    piped = sys.stdin.read().strip()
+    with reading_text():
+        piped = sys.stdin.read().strip()
     if not piped:
         raise click.UsageError("stdin is empty; give TEXT or --input, or pipe the text in")
     return piped

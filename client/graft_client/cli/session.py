@@ -61,10 +61,15 @@ def with_session(command: Callable[Concatenate[Session, P], R]) -> Callable[P, R
 
     @click.option("--url", envvar="GRAFT_URL", help="The server.  [default: http://127.0.0.1:8000]")
     @click.option("--api-key", envvar="GRAFT_API_KEY", help="Your key; others may see it here, the variable is safer.")
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+    # Eager, so that what is wrong with another option is told as JSON too.
+    @click.option("--json", "as_json", is_flag=True, is_eager=True, callback=_remember, help="Print JSON, for scripts.")
     @functools.wraps(command)
     def wrapper(*args: Any, url: str | None, api_key: str | None, as_json: bool, **kwargs: Any) -> R:
-        click.get_current_context().meta["graft.json"] = as_json
         return command(Session(url, as_json, api_key), *args, **kwargs)
 
     return wrapper  # type: ignore[return-value]
+
+
+def _remember(ctx: click.Context, _: click.Parameter, as_json: bool) -> bool:
+    ctx.meta["graft.json"] = as_json
+    return as_json

@@ -15,6 +15,7 @@ import click
 from graft_client import Client
 from graft_client.cli import render
 from graft_client.cli.failure import Failure
+from graft_client.cli.outage import trouble
 from graft_client.cli.session import Session, plain
 from graft_client.errors import ConnectError, GraftError, ServerError
 from graft_client.schemas.status import ServerStatus
@@ -47,13 +48,6 @@ def watch(session: Session, interval: float) -> None:
             _show(looks, client.url)
         else:
             _print_lines(looks, client.url)
-
-
-def trouble(error: GraftError, url: str) -> str:
-    """Why there are no figures, in a few words."""
-    if isinstance(error, ConnectError):
-        return f"can't reach {url}, retrying"
-    return render.printable(f"{error}; retrying")
 
 
 def line(status: ServerStatus) -> str:

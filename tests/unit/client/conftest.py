@@ -14,7 +14,8 @@ from unit.client.little_server import LittleServer, running
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GRAFT_URL", raising=False)
+    for name in ("GRAFT_URL", "GRAFT_API_KEY", "GRAFT_OTHER_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -260,6 +262,27 @@ def test_the_result_is_written_to_a_file(serving: LittleServer, graft: Graft, tm
     assert all(asked.headers["Authorization"] == "Bearer secret" for asked in serving.asked)
 
 
+def test_a_result_that_can_not_be_written_is_shown(serving: LittleServer, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    file.write_text("of an earlier run")
+    process = graft_process(
+        serving,
+        *("bench", *SHORT, "--requests", "2", "-o", str(file), "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+    )
+    shown, told = process.communicate(timeout=30)
+    assert (process.returncode, json.loads(shown)["answered"]) == (1, 2)
+    assert json.loads(told)["error"]["detail"] == f"{file}: File too large"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("result.json", "of an earlier run")]
+
+
+def test_a_result_can_be_written_to_a_device(serving: LittleServer, graft: Graft) -> None:
+    assert graft("bench", *SHORT, "--requests", "1", "-o", os.devnull).exit_code == 0
+    assert not Path(os.devnull).is_file()
+
+
 def test_ctrl_c_shows_what_was_measured(serving: LittleServer, tmp_path: Path) -> None:
     """The first five of the run are answered, the others never."""
     process: subprocess.Popen[bytes]
@@ -321,6 +344,8 @@ def test_adapters_are_those_of_the_server(serving: LittleServer, graft: Graft) -
         (["--prompt-tokens", "9-3"], "`9-3` must be at least 1 and run upwards"),
         (["--plot", "curve.bmp"], "curve.bmp: a plot's name ends in .png, .svg or .pdf"),
         (["--plot", "nowhere/curve.png"], "nowhere: no such folder"),
+        (["-o", "nowhere/result.json"], "nowhere: no such folder"),
+        (["--model", "caf\udce9"], "Invalid value for '--model': not UTF-8"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_asked(

@@ -44,11 +44,12 @@ async def test_a_connection_that_broke_is_not_used_again(server: LittleServer) -
             assert (await http.get("/whole")).text == "whole"
 
 
+@pytest.mark.parametrize("scheme", ["http://", ""])
 async def test_another_machine_is_asked_through_the_proxy_of_the_environment(
-    server: LittleServer, monkeypatch: pytest.MonkeyPatch
+    server: LittleServer, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     server.on("GET", "/", Answer(pieces=[b"by proxy"]))
-    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.setenv("http_proxy", scheme + server.url.removeprefix("http://"))
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     async with connections("http://elsewhere.invalid", "key", 10) as http:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft_client.bench.plot import in_flight, token_rates
+from graft_client.bench.plot import draw, in_flight, token_rates
 from graft_client.bench.records import Failure, Measurements, Record
 from graft_client.bench.result import summarise
 from graft_client.bench.settings import BenchSettings
@@ -121,6 +122,25 @@ def test_a_run_that_answered_nothing_has_no_latencies() -> None:
     found = summarise(settings(), Measurements(records=[failed("a", "429")], sent=1, seconds=1.0), interrupted=False)
     assert (found.ttft_ms, found.tpot_ms, found.itl_ms, found.e2e_ms) == (None, None, None, None)
     assert found.models["b"].ttft_p99_ms is None
+
+
+def test_requests_that_failed_are_drawn_as_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def saved(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        drawn.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    answered = record(chunks=[1.0], ended=4.0, output_tokens=1)
+    found = Measurements([answered, failed("a", "timeout", 4.0), failed("b", "broken", 2.0)], sent=3, seconds=4.0)
+    draw(summarise(settings(), found, interrupted=False), found, tmp_path / "curves.png")
+    beside = next(axes for axes in drawn[0].axes if axes.get_ylabel() == "requests in flight")
+    (curve,) = beside.patches
+    assert list(curve.get_data().values) == pytest.approx(4 * [3.0] + 4 * [2.0])
 
 
 @given(

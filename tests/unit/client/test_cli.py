@@ -197,6 +197,29 @@ def test_a_command_line_that_makes_no_sense_is_2(graft: Graft, command: list[str
     assert told in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["query"], "name an adapter"),
+        (["query", "x", "--input", "{"], "not JSON"),
+        (["train", "translation"], "Missing option '--data'"),
+        (["jobs", "list", "--limit", "none"], "'none' is not a valid integer"),
+        (["jobs", "follow"], "Missing argument 'JOB'"),
+        (["adapters", "delete", "de-strings"], "--yes"),
+        (["status", "--url", "localhost:8000"], "is not a server URL"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_told_as_json(
+    server: LittleServer, graft: Graft, command: list[str], told: str
+) -> None:
+    script_catalogue(server)
+    result = graft(*command, "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    error = json.loads(result.stderr)["error"]
+    assert told in error["detail"]
+    assert error["exit_code"] == 2
+
+
 def test_status_of_a_server_that_is_not_ready_is_6(server: LittleServer, graft: Graft) -> None:
     server.on("GET", "/api/status", document(samples.STATUS.model_copy(update={"ready": False})))
     assert graft("status").exit_code == 6
@@ -641,6 +664,49 @@ def test_query_of_nothing_asks_nobody(server: LittleServer, graft: Graft) -> Non
     assert (result.exit_code, server.asked) == (2, [])
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["query", "x", "caf\udce9"],
+        ["query", "x\udce9", "Hello", "--json"],
+        ["query", "x", "--input", '{"a": "\\ud83d"}'],
+        ["query", "x", "Hello", "--stop", "\udce9"],
+        ["adapters", "show", "x\udce9"],
+        ["jobs", "cancel", "j\udce9"],
+        ["datasets", "list", "--task", "t\udce9"],
+        ["routes", "explain", "caf\udce9"],
+        ["train", "t\udce9", "--data", ".", "--name", "x"],
+    ],
+    ids=lambda command: " ".join(command).encode("ascii", "backslashreplace").decode(),
+)
+def test_text_that_is_no_unicode_is_told(server: LittleServer, graft: Graft, command: list[str]) -> None:
+    result = graft(*command)
+    assert (result.exit_code, server.asked) == (2, [])
+    assert "half of a surrogate pair" in result.stderr
+
+
+def test_files_whose_names_are_no_unicode_are_told(server: LittleServer, graft: Graft, tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9.jsonl").write_text("{}")
+    result = graft("datasets", "check", str(tmp_path), "--task", "t")
+    assert (result.exit_code, server.asked) == (2, [])
+    assert "bytes that are not UTF-8" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["query", "base", "-", "--task", "t"], ["chat", "base"]])
+def test_bytes_that_are_no_text_are_told(server: LittleServer, graft: Graft, words: list[str]) -> None:
+    result = graft(*words, input=b"caf\xe9\n")
+    assert (result.exit_code, server.asked) == (2, [])
+    assert "stdin is not UTF-8" in result.stderr
+
+
+def test_an_output_that_is_full_is_told(server: LittleServer) -> None:
+    script_catalogue(server)
+    with Path("/dev/full").open("wb") as full:
+        process = graft_process(server, "tasks", "list", stdout=full, stderr=subprocess.PIPE)
+        _, told = process.communicate(timeout=30)
+    assert (process.returncode, told) == (1, b"Error: the output can't be written: No space left on device\n")
+
+
 def test_query_that_is_cut_off_is_an_error(server: LittleServer, graft: Graft) -> None:
     server.on("POST", "/api/predict", sse(samples.delta("Hal")))
     result = graft("query", "x", "Hello")
@@ -696,10 +762,35 @@ def test_chat_goes_on_after_a_refused_turn(server: LittleServer, graft: Graft) -
     ok = sse(samples.delta("ok"), samples.result(samples.answer("ok")))
     server.on("POST", "/api/predict", problem(422, "the prompt is longer than the context"), ok)
     result = graft("chat", "base", input="long\nshort\n")
-    assert (result.exit_code, result.stdout) == (0, "ok\n")
-    assert "Error: the prompt is longer than the context" in result.stderr
+    assert result.stdout == "ok\n"
+    assert result.stderr == "Error: the prompt is longer than the context\n"
     assert server.asked[1].json()["task"] == "chat"
     assert server.asked[1].json()["input"]["messages"] == [{"role": "user", "content": "short"}]
+
+
+def test_chat_in_a_pipe_ends_with_the_code_of_the_first_line_that_failed(server: LittleServer, graft: Graft) -> None:
+    ok = sse(samples.delta("ok"), samples.result(samples.answer("ok")))
+    refused, gone = problem(422, "too long"), problem(404, "no such adapter")
+    server.on("POST", "/api/predict", ok, refused, gone, ok)
+    result = graft("chat", "base", "--json", input="one\ntwo\nthree\nfour\n/quit\n")
+    assert result.exit_code == 5
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["ok", "ok"]
+    errors = [json.loads(line)["error"] for line in result.stderr.splitlines()]
+    assert [(error["detail"], error["exit_code"]) for error in errors] == [("too long", 5), ("no such adapter", 4)]
+
+
+def test_chat_on_a_terminal_ends_well_after_a_refused_turn(server: LittleServer) -> None:
+    server.on("POST", "/api/predict", problem(422, "too long"))
+    code, shown = on_terminal(server, "chat", "base", typed=b"long\n/quit\n")
+    assert (code, "Error: too long" in shown) == (0, True)
+
+
+def test_chat_that_is_cut_off_is_an_error(server: LittleServer, graft: Graft) -> None:
+    server.on("POST", "/api/predict", sse(samples.delta("Hal")))
+    for words in ([], ["--json"]):
+        result = graft("chat", "base", *words, input="Hello\n")
+        assert result.exit_code == 1
+        assert "before it was complete" in result.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

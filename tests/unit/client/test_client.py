@@ -346,7 +346,33 @@ def test_the_url_comes_from_the_argument_then_the_environment(monkeypatch: pytes
     assert Client("http://[::1]:1").url == "http://[::1]:1"
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://x:port", "http://[x"])
+@pytest.mark.parametrize("around", [" {} ", "{}\r\n", "\t{}/\n"])
+def test_what_an_editor_left_around_the_url_does_no_harm(
+    server: LittleServer, ask: Ask, monkeypatch: pytest.MonkeyPatch, around: str
+) -> None:
+    server.on("GET", "/health/live", document({"status": "ok"}))
+    monkeypatch.setenv("GRAFT_URL", around.format(server.url))
+    assert ask(None, "live").status == "ok"
+
+
+def test_a_url_of_blanks_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAFT_URL", " \r\n")
+    assert Client().url == "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://x",
+        "http://",
+        "http://x:port",
+        "http://[x",
+        "http://x\r\n/base",
+        "http://\u2028x",
+        "http://x/\udce9",
+    ],
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="is not a server URL"):
         Client(url)
@@ -414,6 +440,14 @@ def test_the_key_is_sent(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
         server.on("GET", "/api/adapters", document([]))
         ask(server.url, "adapters")
         assert server.asked[-1].headers["authorization"] == "Bearer graft_1_2"
+
+
+def test_an_empty_key_is_none_at_all(server: LittleServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAFT_API_KEY", "graft_1_2")
+    server.on("GET", "/api/adapters", document([]))
+    with Client(server.url, key="") as client:
+        client.adapters()
+    assert server.asked[-1].headers["authorization"] is None
 
 
 def test_a_key_is_no_part_of_the_url() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import threading
@@ -221,6 +222,9 @@ def test_rows_left_unanswered_are_an_error(predicting: LittleServer, graft: Graf
         (b'{"text": "\xff"}\n', "in.jsonl:1: not UTF-8"),
         (b'{"id": 1}\n', "in.jsonl:1: no request in this object"),
         (b'{"text": "a", "adapter": 3}\n', "in.jsonl:1: `adapter` must be a string"),
+        (b'{"text": "a"}\n{"text": "\\ud83d"}\n', "in.jsonl:2: holds half of a surrogate pair"),
+        (b'{"text": "a", "id": "\\ud83d"}\n', "in.jsonl:1: holds half of a surrogate pair"),
+        (b'{"\\ud83d": "a"}\n', "in.jsonl:1: holds half of a surrogate pair"),
         (b"\n", "in.jsonl: no requests"),
     ],
 )
@@ -233,6 +237,50 @@ def test_bad_lines_are_named_before_anything_is_asked(
     assert result.exit_code == 5
     assert told in result.stderr
     assert predicting.asked == []
+
+
+def test_whole_surrogate_pairs_are_characters(predicting: LittleServer, graft: Graft, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", {"text": "😀", "id": "😀"})
+    assert b"\\ud83d\\ude00" in source.read_bytes()
+    assert graft("predict", "x", str(source), "-o", str(tmp_path / "out.jsonl")).exit_code == 0
+    assert (read(tmp_path / "out.jsonl")[0]["id"], bulk_items(predicting)[0]["text"]) == ("😀", "😀")
+
+
+def test_a_task_that_is_no_text_is_told(predicting: LittleServer, graft: Graft, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", {"text": "a"})
+    result = graft("predict", "base", str(source), "-o", str(tmp_path / "out.jsonl"), "--task", "t\udcff")
+    assert (result.exit_code, predicting.asked) == (5, [])
+    assert "bytes that are not UTF-8" in result.stderr
+
+
+@pytest.mark.parametrize("full", ["out.jsonl.partial", "out.jsonl"])
+def test_a_full_disk_is_told_and_costs_no_row(
+    predicting: LittleServer, graft: Graft, tmp_path: Path, full: str
+) -> None:
+    """A limit on the size of files stands for the disk. Failed rows are in the output alone, which then meets it."""
+    bad = full == "out.jsonl"
+    rows = [{"text": "bad" if bad and n > 4 else f"{n} {'t' * 200}", "id": f"{n} {'i' * 100}"} for n in range(60)]
+    source = write(tmp_path / "in.jsonl", *rows)
+    out = tmp_path / "out.jsonl"
+    command = ("predict", "x", str(source), "-o", str(out), "--concurrency", "1")
+    process = graft_process(
+        predicting,
+        *command,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),
+    )
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert told.decode().splitlines()[-1] == f"Error: {tmp_path / full}: File too large"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl.partial"]
+    kept = (tmp_path / "out.jsonl.partial").read_bytes().count(b"\n")
+    assert kept == 5 if bad else 0 < kept < 60
+
+    predicting.asked.clear()
+    again = graft(*command)
+    assert f"{kept} of 60 rows were done before" in again.stderr
+    assert len(bulk_items(predicting)) == 60 - kept
+    assert [row["id"] for row in read(out)] == [row["id"] for row in rows]
 
 
 def test_an_unknown_adapter_is_told_once(server: LittleServer, graft: Graft, tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ FILES = sorted(path for path in DEPLOY.iterdir() if path.is_file())
 #: Variables of the command line, not of the server.
 CLIENT = {"GRAFT_API_KEY", "GRAFT_URL", "GRAFT_CACHE"}
 
+#: Seconds for requests in flight, and for the last checkpoint of a job.
+LONGEST_STOP = Settings.model_fields["drain_seconds"].default + 60
+
 
 @pytest.fixture(scope="module")
 def compose() -> Any:
@@ -116,13 +119,19 @@ def test_the_services_fit_together(compose: Any) -> None:
         bucket = re.match(r"s3://(\w+)/", environment["GRAFT_ARTEFACTS_URL"])[1]
         assert f"store/{bucket}" in services["bucket"]["command"][0]
         assert environment["AWS_ACCESS_KEY_ID"] == services["minio"]["environment"]["MINIO_ROOT_USER"]
-        # Long enough for requests in flight, and for the last checkpoint of a job.
-        drain = Settings.model_fields["drain_seconds"].default
-        assert int(server["stop_grace_period"].removesuffix("s")) > drain + 60
+        assert int(server["stop_grace_period"].removesuffix("s")) > LONGEST_STOP
     # What has to be set is told.
     asked = set(re.findall(r"\$\{(\w+):\?", (DEPLOY / "compose.yaml").read_text()))
     readme = (DEPLOY / "README.md").read_text()
     assert all(f"\n{name}=" in readme for name in asked)
+
+
+def test_a_container_is_given_time_to_stop() -> None:
+    text = (DEPLOY / "README.md").read_text().replace("\\\n", " ")
+    started = [shlex.split(line) for line in text.splitlines() if line.startswith("docker run -d ")]
+    assert started
+    for words in started:
+        assert int(words[words.index("--stop-timeout") + 1]) > LONGEST_STOP
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
