@@ -6,7 +6,9 @@ beyond what its dataset readers do. The host calls it in one direction only::
 
     rows --parse_row--> examples --split--> train, test
     train --fit_state--> state            (kept with the adapter, for instance a catalogue)
+    train --validation_split--> train, watched
     train --training_pairs--> (prompt, target) pairs
+    watched --validation_pairs--> (prompt, target) pairs
     request --prompt, decoding--> engine --output--> parse --> response
     (example, response) pairs --evaluate--> Report
 """
@@ -299,6 +301,16 @@ class Task(ABC, Generic[ExampleT, RequestT, ResponseT, StateT]):
         """The pairs to learn from. Default: one pair an example."""
         for example in train:
             yield TrainingPair(prompt=self.prompt(self.request_for(example, state), state), target=self.target(example))
+
+    def validation_split(self, train: Sequence[ExampleT], *, validation_rows: int, seed: int) -> Split[ExampleT]:
+        """Set about ``validation_rows`` of the training examples aside, to watch the loss on while training. Default:
+        as ``split`` does."""
+        return self.split(train, test_rows=validation_rows, seed=seed)
+
+    def validation_pairs(self, watched: Sequence[ExampleT], state: StateT) -> Iterator[TrainingPair]:
+        """The pairs to take the loss on, of examples that were set aside or that a user gives for it; none of what
+        training learns may be in their targets. Default: ``training_pairs``."""
+        return self.training_pairs(watched, state)
 
     # Serving
 

@@ -79,6 +79,7 @@ def check_task(task: AnyTask, rows: Sequence[Mapping[str, Any]]) -> None:
     state = _check_state(task, split)
     pairs = _check_training_pairs(task, split, state)
     _check_no_leak(task, split, state, pairs)
+    _check_validation(task, split, state)
     _check_measuring(task, split.test, state)
     _check_text(task, split.test[0], state)
 
@@ -201,6 +202,19 @@ def _check_no_leak(task: AnyTask, split: Split[Any], state: Any, pairs: Sequence
     for example in split.test:
         question = (task.prompt(task.request_for(example, state), state), task.target(example))
         assert question not in learnt, f"task {task.name}: the held-out row {example!r} is among the training pairs"
+
+
+def _check_validation(task: AnyTask, split: Split[Any], state: Any) -> None:
+    inner = task.validation_split(split.train, validation_rows=1, seed=1)
+    assert inner.train, f"task {task.name}: validation_split leaves nothing to train on"
+    watched = list(task.validation_pairs(inner.test, state))
+    again = list(task.validation_pairs(inner.test, state))
+    assert watched == again, f"task {task.name}: validation_pairs differ from call to call, so losses could not be told"
+    for pair in watched:
+        assert isinstance(pair, TrainingPair), f"task {task.name}: validation_pairs yields {type(pair).__name__}"
+    learnt = {(pair.prompt, pair.target) for pair in task.training_pairs(inner.train, state)}
+    leaked = next((pair for pair in watched if (pair.prompt, pair.target) in learnt), None)
+    assert leaked is None, f"task {task.name}: the pair {leaked!r} to watch the loss on is among the training pairs"
 
 
 def _check_measuring(task: AnyTask, test: Sequence[Any], state: Any) -> None:

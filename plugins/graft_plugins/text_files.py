@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graft_plugins.reader import DataError
 
+if TYPE_CHECKING:
+    from _csv import Reader
+
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _UTF8_MARK = b"\xef\xbb\xbf"
+#: Characters of a cell. Python's own bound, 131,072, is less than a long document or history.
+_MOST_OF_A_CELL = 16 << 20
 
 
 def read_lines(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
@@ -48,6 +55,14 @@ def read_lines(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[int, st
 def read_text(path: Path) -> str:
     """The whole file as text; raises like ``read_lines``."""
     return "".join(line for _, line in read_lines(path))
+
+
+def read_csv(path: Path, *, delimiter: str = ",", encoding: str = "utf-8") -> Reader:
+    """The rows of a file as lists of cells (RFC 4180); raises ``csv.Error``, and like ``read_lines``."""
+    # The bound is the process's, and a reader has no other.
+    csv.field_size_limit(_MOST_OF_A_CELL)
+    # Strict, so that a quote that is never closed is an error instead of a cell that swallows the file.
+    return csv.reader((line for _, line in read_lines(path, encoding=encoding)), delimiter=delimiter, strict=True)
 
 
 def head(path: Path, size: int = 65536) -> str:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from graft_plugins.hookspecs import hookimpl
 from graft_plugins.reader import DataError, DatasetReader, RawRow
-from graft_plugins.text_files import head, read_lines
+from graft_plugins.text_files import head, read_csv
 
 _DELIMITERS = ",;\t|"
 
@@ -31,8 +31,7 @@ class DelimitedReader(DatasetReader):
 
 
 def _read_file(path: Path) -> Iterator[RawRow | DataError]:
-    # Strict, so that a quote that is never closed is an error instead of a cell that swallows the file.
-    rows = csv.reader((line for _, line in read_lines(path)), delimiter=_delimiter(path), strict=True)
+    rows = read_csv(path, delimiter=_delimiter(path))
     header: list[str] = []
     begin = 1
     try:

@@ -49,30 +49,30 @@ def _read_lines(path: Path) -> Iterator[RawRow | DataError]:
 def _read_array(path: Path) -> Iterator[RawRow | DataError]:
     """Elements one by one, so that each has its line and those in front of a broken one are kept."""
     text = read_text(path)
-    start = len(text) - len(text.lstrip(_BLANK))
-    if text[start : start + 1] == "{":
-        try:
-            start = _only_array(path, text, start)
-        except json.JSONDecodeError as error:
-            yield _broken(path, error)
-            return
+    try:
+        yield from _elements(path, text)
+    except json.JSONDecodeError as error:
+        place = f"{path.name}:{error.lineno}"
+        yield DataError(place, f"not valid JSON: {error.msg} at column {error.colno}", fatal=True)
+    except RecursionError:
+        yield DataError(path.name, "not valid JSON: it is nested too deeply", fatal=True)
+
+
+def _elements(path: Path, text: str) -> Iterator[RawRow | DataError]:
+    start = _skip(text, 0)
+    wrapped = text[start : start + 1] == "{"
+    if wrapped:
+        start = _only_array(path, text, start)
     elif text[start : start + 1] != "[":
         raise DataError(f"{path.name}:1", "an array of objects is expected", fatal=True)
     line, seen, position = 1, 0, _skip(text, start + 1)
-    try:
-        while text[position : position + 1] != "]":
-            value, end = _DECODER.raw_decode(text, position)
-            line, seen = line + text.count("\n", seen, position), position
-            yield _row(f"{path.name}:{line}", value)
-            position = _skip(text, end)
-            if text[position : position + 1] == ",":
-                position = _skip(text, position + 1)
-            elif text[position : position + 1] != "]":
-                raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
-    except json.JSONDecodeError as error:
-        yield _broken(path, error)
-    except RecursionError:
-        yield DataError(path.name, "not valid JSON: it is nested too deeply", fatal=True)
+    while text[position : position + 1] != "]":
+        value, end = _DECODER.raw_decode(text, position)
+        line, seen = line + text.count("\n", seen, position), position
+        yield _row(f"{path.name}:{line}", value)
+        position = _skip_comma(text, end, "]")
+    if not wrapped:
+        _check_end(text, position + 1)
 
 
 def _only_array(path: Path, text: str, start: int) -> int:
@@ -90,9 +90,8 @@ def _only_array(path: Path, text: str, start: int) -> int:
         keys.append(str(key))
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             arrays[str(key)] = begin
-        position = _skip(text, position)
-        if text[position : position + 1] == ",":
-            position = _skip(text, position + 1)
+        position = _skip_comma(text, position, "}")
+    _check_end(text, position + 1)
     if len(arrays) != 1:
         found = f"arrays {', '.join(arrays)}" if arrays else f"an object with {', '.join(keys) or 'nothing in it'}"
         raise DataError(f"{path.name}:1", f"one array of objects is expected, found {found}", fatal=True)
@@ -105,9 +104,21 @@ def _skip(text: str, position: int) -> int:
     return position
 
 
-def _broken(path: Path, error: json.JSONDecodeError) -> DataError:
-    place = f"{path.name}:{error.lineno}"
-    return DataError(place, f"not valid JSON: {error.msg} at column {error.colno}", fatal=True)
+def _skip_comma(text: str, position: int, close: str) -> int:
+    """From behind an element to the next one, or to the bracket that closes them all."""
+    position = _skip(text, position)
+    if text[position : position + 1] == ",":
+        return _skip(text, position + 1)
+    if text[position : position + 1] != close:
+        raise json.JSONDecodeError(f"Expecting ',' or {close!r}", text, position)
+    return position
+
+
+def _check_end(text: str, position: int) -> None:
+    """Rows behind the end must not get lost."""
+    position = _skip(text, position)
+    if position < len(text):
+        raise json.JSONDecodeError("extra data", text, position)
 
 
 def _row(place: str, value: object) -> RawRow | DataError:

@@ -11,7 +11,7 @@ from typing import ClassVar
 from graft_plugins.hookspecs import hookimpl
 from graft_plugins.reader import DataError, DatasetReader, RawRow
 from graft_plugins.readers.histories import Interaction, histories
-from graft_plugins.text_files import read_lines
+from graft_plugins.text_files import read_csv, read_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def _layout(files: Sequence[Path]) -> _Layout | None:
 def _cells(path: Path, separator: str, layout: _Layout) -> Iterator[tuple[str, list[str]]]:
     """Places and cells of the rows behind the header. Blank lines are left out."""
     if separator == ",":
-        rows = csv.reader((line for _, line in read_lines(path, encoding=layout.encoding)), strict=True)
+        rows = read_csv(path, encoding=layout.encoding)
         numbered = ((rows.line_num, cells) for cells in rows)
     else:
         lines = read_lines(path, encoding=layout.encoding)

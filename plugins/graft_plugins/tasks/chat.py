@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -41,6 +42,18 @@ class ChatExample(BaseModel):
             raise ValueError("the assistant's last message calls a tool; only text is learned")
         if not messages[-1].content.strip():
             raise ValueError("the assistant's last message is blank")
+        return messages
+
+    @field_validator("messages")
+    @classmethod
+    def _calls_have_arguments(cls, messages: list[Message]) -> list[Message]:
+        for call in (call for message in messages for call in message.tool_calls):
+            try:
+                arguments = json.loads(call.arguments)
+            except (ValueError, RecursionError):
+                arguments = None
+            if not isinstance(arguments, dict):
+                raise ValueError(f"the arguments of the call of {call.name!r} are no JSON object: {call.arguments!r}")
         return messages
 
 
@@ -167,7 +180,9 @@ def _call(call: Any) -> Any:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
         return call
-    return {"id": call.get("id"), "name": function.get("name"), "arguments": function.get("arguments")}
+    # Some servers tell a call without arguments so.
+    arguments = "{}" if function.get("arguments") == "" else function.get("arguments")
+    return {"id": call.get("id"), "name": function.get("name"), "arguments": arguments}
 
 
 def _told(message: Message) -> str:

@@ -30,6 +30,8 @@ from graft_plugins.task import (
 HISTORY_ITEMS = 16
 #: The end of a line belongs to its title, or a title could not be told from a longer one.
 _LINE_END = "\n"
+#: Items of a history that can lose one: two are left to learn from.
+_SHORTEST = 3
 #: Sampled negatives beside the next item when measuring.
 NEGATIVES = 49
 
@@ -122,17 +124,19 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
     def split(self, examples: Sequence[HistoryExample], *, test_rows: int, seed: int) -> Split[HistoryExample]:
         """Temporal leave-one-out: every user's last item leaves the training rows, and those of about
         ``test_rows`` users are measured. A history of fewer than three items only trains."""
-        train: list[HistoryExample] = []
-        held_out: list[HistoryExample] = []
-        for example in _merged(examples):
-            items = example.sequence
-            if len(items) < 3:
-                train.append(HistoryExample(user=example.user, history=items))
-            else:
-                train.append(HistoryExample(user=example.user, history=items[:-1]))
-                held_out.append(HistoryExample(user=example.user, history=items[:-1], next=items[-1]))
-        held_out.sort(key=lambda example: _digest(str(seed), example))
-        return Split(train=train, test=held_out[:test_rows])
+        users = _merged(examples)
+        measured = _drawn(users, test_rows, seed)
+        return Split(train=[_earlier(user) for user in users], test=[_with_next(user) for user in measured])
+
+    def validation_split(
+        self, train: Sequence[HistoryExample], *, validation_rows: int, seed: int
+    ) -> Split[HistoryExample]:
+        """The last item of about ``validation_rows`` users; the others keep theirs."""
+        users = _merged(train)
+        watched = _drawn(users, validation_rows, seed)
+        lose_one = {id(user) for user in watched}
+        kept = [_earlier(user) if id(user) in lose_one else user for user in users]
+        return Split(train=kept, test=[_with_next(user) for user in watched])
 
     def fit_state(self, train: Sequence[HistoryExample]) -> Catalogue:
         counts = Counter(title for example in train for title in example.sequence)
@@ -145,6 +149,12 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
         random.Random(len(pieces)).shuffle(pieces)
         for first, *rest in pieces:
             yield TrainingPair(prompt=_list_of([first]), target=_lines(rest))
+
+    def validation_pairs(self, watched: Sequence[HistoryExample], state: Catalogue) -> Iterator[TrainingPair]:
+        """The next item behind as much as serving reads: the rest of a history is trained on."""
+        for history, following in map(_question, watched):
+            if following is not None:
+                yield TrainingPair(prompt=_list_of(history[-HISTORY_ITEMS:]), target=_lines([following]))
 
     def request_for(self, example: HistoryExample, state: Catalogue) -> RecommendationRequest:
         """The next item among sampled negatives, all of them to be ranked."""
@@ -214,6 +224,22 @@ class RecommendationTask(Task[HistoryExample, RecommendationRequest, Recommendat
             above = sum(count > own for count in counts)
             by_popularity.append(list(range(above + 1, above + counts.count(own) + 1)))
         return {"random": _report(by_chance), "popularity": _report(by_popularity)}
+
+
+def _drawn(users: Sequence[HistoryExample], most: int, seed: int) -> list[HistoryExample]:
+    """At most so many of the users whose last item can be held out, the same ones for the same seed."""
+    able = [user for user in users if len(user.sequence) >= _SHORTEST]
+    return sorted(able, key=lambda user: _digest(str(seed), user))[:most]
+
+
+def _earlier(user: HistoryExample) -> HistoryExample:
+    """The history without its last item, where that can be held out."""
+    items = user.sequence
+    return HistoryExample(user=user.user, history=items[:-1] if len(items) >= _SHORTEST else items)
+
+
+def _with_next(user: HistoryExample) -> HistoryExample:
+    return HistoryExample(user=user.user, history=user.sequence[:-1], next=user.sequence[-1])
 
 
 def _list_of(titles: Iterable[str]) -> Prompt:

@@ -24,7 +24,7 @@ from graft_plugins.task import (
     Split,
     Task,
 )
-from graft_plugins.tasks.languages import language_name, primary_subtag
+from graft_plugins.tasks.languages import language_code, language_name
 from graft_plugins.tasks.placeholders import PLACEHOLDER, missing_placeholders, placeholders
 
 _NOT_WORDS = re.compile(r"[\W\d_]+")
@@ -162,7 +162,7 @@ class TranslationTask(Task[TranslationExample, TranslationRequest, TranslationRe
         references = [[example.target] for example, _ in pairs]
         languages = Counter(example.target_language or state.target_language for example, _ in pairs)
         language = languages.most_common(1)[0][0] if languages else ""
-        tokenize = _BLEU_TOKENIZERS.get(primary_subtag(language), "13a")
+        tokenize = _BLEU_TOKENIZERS.get(language_code(language), "13a")
         metrics = {"chrf": chrf(answers, references), "bleu": bleu(answers, references, tokenize=tokenize)}
         total = sum(len(placeholders(example.source)) for example, _ in pairs)
         if total:

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from safetensors.torch import load_file, save_file
 
 from graft_plugins.method import AdapterFault
 from graft_server.training.methods.detect import CONFIG, WEIGHTS, detect_method
+from graft_server.training.methods.patterns import ModulePatterns
 
 STATE = "task_state.json"
-_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
+_PREFIX = "base_model.model."
+_TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class _Lora:
 
     config: dict[str, Any]
     modules: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    alphas: ModulePatterns
 
     def scaling(self, module: str) -> float:
         rank = self.modules[module][0].shape[0]
-        alpha = _pattern(module, self.config.get("alpha_pattern")) or self.config.get("lora_alpha", 8)
+        key = self.alphas.key(module)
+        alpha = self.config.get("lora_alpha", 8) if key is None else self.config["alpha_pattern"][key]
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
 
@@ -69,10 +73,11 @@ def merge(
     top = max(ranks.values())
     tensors = {}
     for module, (a, b) in merged.items():
-        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = a.contiguous(), b.contiguous()
+        tensors[f"{_PREFIX}{module}.lora_A.weight"] = a.contiguous()
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = b.contiguous()
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
     # The scalings are in the matrices now.
-    odd = {re.escape(_short(module)): rank for module, rank in ranks.items() if rank != top}
+    odd = {re.escape(module): rank for module, rank in ranks.items() if rank != top}
     config = {**first.config, "r": top, "lora_alpha": top, "use_rslora": False, "rank_pattern": odd}
     (target / CONFIG).write_text(json.dumps({**config, "alpha_pattern": odd}, indent=2), encoding="utf-8")
     if (folders[0] / STATE).exists():
@@ -123,16 +128,5 @@ def _read(folder: Path) -> _Lora:
     for module, found in parts.items():
         if found.keys() != {"A", "B"}:
             raise AdapterFault(f"{WEIGHTS}: {module} lacks one of its two matrices")
-    return _Lora(config, {module: (found["A"], found["B"]) for module, found in parts.items()})
-
-
-def _short(module: str) -> str:
-    return module.removeprefix("base_model.model.")
-
-
-def _pattern(module: str, patterns: Mapping[str, Any] | None) -> Any:
-    """The value of the pattern that matches the end of a module's name, as PEFT reads it."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", _short(module)):
-            return value
-    return None
+    modules = {module: (found["A"], found["B"]) for module, found in parts.items()}
+    return _Lora(config, modules, ModulePatterns(config.get("alpha_pattern") or {}))

@@ -37,6 +37,8 @@ class JobData:
     #: Rows that were no examples, and training pairs that were longer than ``max_length``.
     bad_rows: int
     long_rows: int
+    #: Why the chat template refused training pairs, a sentence each.
+    refused: list[str]
 
 
 def load_job_data(
@@ -55,7 +57,8 @@ def load_job_data(
     ``watch``, or without it on some that are held out.
 
     Raises:
-        DatasetError: a file can't be read, a row is bad and ``skip_bad`` is off, or nothing is left to train on.
+        DatasetError: a file can't be read, a row is bad or refused by the chat template and ``skip_bad`` is off,
+            nothing is left to train on, or nothing to stop early by.
         UnknownNameError: there is no such format.
     """
     dataset = _load(host, task, DataSpec(files=list(files), format=data_format, skip_bad=skip_bad))
@@ -71,25 +74,34 @@ def load_job_data(
         )
     state = task.fit_state(split.train)
     watched = 0 if watch is not None else options.watched_rows(len(split.train))
-    inner = task.split(split.train, test_rows=watched, seed=options.seed + 1) if watched else None
+    seed = options.seed + 1
+    inner = task.validation_split(split.train, validation_rows=watched, seed=seed) if watched else None
     limit = min(options.max_length, context_length)
     pairs = list(task.training_pairs(inner.train if inner else split.train, state))
-    train = _tokenise(pairs, tokenizer, limit)
-    if not train:
-        raise DatasetError(f"all {len(pairs)} training rows are longer than {limit} tokens; set a larger max_length")
+    train = _tokenise(pairs, tokenizer, limit, skip_bad=skip_bad)
+    if not train.rows:
+        raise DatasetError(_nothing_left(len(pairs), train.refused, limit))
     to_watch = inner.test if inner else _load(host, task, watch).examples if watch is not None else []
-    watched_pairs = list(task.training_pairs(to_watch, state))
+    watched_pairs = list(task.validation_pairs(to_watch, state))
     # A task may make many pairs of one example. Rows that somebody chose are all watched.
     most = options.validation_rows if watch is None else None
-    validation = _tokenise(watched_pairs[:most], tokenizer, limit)
+    skip_bad_watched = skip_bad if watch is None else watch.skip_bad
+    validation = _tokenise(watched_pairs[:most], tokenizer, limit, skip_bad=skip_bad_watched).rows
+    if options.early_stopping_patience and not validation:
+        raise DatasetError(
+            f"early_stopping_patience is {options.early_stopping_patience}, but no row is there to watch the loss on "
+            f"(at most a tenth of the {len(split.train)} training rows is held out for it): give more rows, set "
+            "validation_dataset, or set early_stopping_patience=0"
+        )
     return JobData(
-        train=train,
+        train=train.rows,
         validation=validation,
         # Whole groups were held out, which can be many more rows than were asked for.
         held_out=_sample(split.test, options.test_rows(len(examples)), options.seed),
         state=state,
         bad_rows=len(dataset.errors),
-        long_rows=len(pairs) - len(train),
+        long_rows=len(pairs) - len(train.rows) - len(train.refused),
+        refused=train.refused,
     )
 
 
@@ -109,12 +121,41 @@ def _sample(rows: Sequence[BaseModel], most: int, seed: int) -> list[BaseModel]:
     return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), most))]
 
 
-def _tokenise(pairs: Sequence[TrainingPair], tokenizer: Any, limit: int) -> list[TokenRow]:
-    """Rows of at most ``limit`` tokens; a pair without an answer token is left out as well."""
-    rows: list[TokenRow] = []
+@dataclass(frozen=True, slots=True)
+class _Tokenised:
+    rows: list[TokenRow]
+    refused: list[str]
+
+
+def _tokenise(pairs: Sequence[TrainingPair], tokenizer: Any, limit: int, *, skip_bad: bool) -> _Tokenised:
+    """Rows of at most ``limit`` tokens; a pair without an answer token is left out as well.
+
+    Raises:
+        DatasetError: the chat template refuses a pair and ``skip_bad`` is off.
+    """
+    found = _Tokenised([], [])
     for pair in pairs:
-        prompt = encode_prompt(tokenizer, pair.prompt.messages, pair.prompt.text, pair.prompt.tools)
+        try:
+            prompt = encode_prompt(tokenizer, pair.prompt.messages, pair.prompt.text, pair.prompt.tools)
+        except Exception as error:  # a chat template is a program of the model's authors
+            reason = f"the base model's chat template refuses the row that begins {_beginning(pair)!r}: {error}"
+            if not skip_bad:
+                raise DatasetError(reason) from error
+            found.refused.append(reason)
+            continue
         answer = encode_target(tokenizer, pair.target)
         if answer and 2 <= len(prompt) + len(answer) <= limit:
-            rows.append(TokenRow((*prompt, *answer), len(prompt)))
-    return rows
+            found.rows.append(TokenRow((*prompt, *answer), len(prompt)))
+    return found
+
+
+def _beginning(pair: TrainingPair) -> str:
+    text = pair.prompt.text or "\n".join(message.content for message in pair.prompt.messages)
+    return text[:60]
+
+
+def _nothing_left(pairs: int, refused: Sequence[str], limit: int) -> str:
+    if len(refused) == pairs:
+        return f"all {pairs} training rows were left out: {refused[0]}"
+    long = f"{pairs - len(refused)} of them" if refused else f"all {pairs} training rows"
+    return f"{long} are longer than {limit} tokens; set a larger max_length"

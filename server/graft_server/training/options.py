@@ -88,7 +88,8 @@ def resolve_options(task: AnyTask, method: AdapterMethod, given: Mapping[str, An
     A task's default for an option of another method is passed over.
 
     Raises:
-        OptionError: an unknown option, with the nearest one that exists, or a value that does not fit.
+        OptionError: an unknown option, with the nearest one that exists, or a value that does not fit, alone or beside
+            the others.
     """
     training_names = set(TrainingOptions.model_fields)
     method_names = set(method.options_model.model_fields)
@@ -98,9 +99,20 @@ def resolve_options(task: AnyTask, method: AdapterMethod, given: Mapping[str, An
             raise _unknown(name, method, known)
     values = {name: value for name, value in task.training_defaults.items() if name in known} | dict(given)
     training = _validate(TrainingOptions, values, training_names)
+    _check_early_stopping(training)
     method_options = _validate(method.options_model, values, method_names - training_names)
     flat = training.model_dump(mode="json") | method_options.model_dump(mode="json")
     return ResolvedOptions(training, method_options, flat)
+
+
+def _check_early_stopping(training: TrainingOptions) -> None:
+    if training.early_stopping_patience and not training.validation_rows and training.validation_dataset is None:
+        raise OptionError(
+            "invalid-option",
+            "early_stopping_patience",
+            f"option 'early_stopping_patience' can't be {training.early_stopping_patience} with validation_rows=0: "
+            "there is no loss to stop by; set validation_rows or validation_dataset",
+        )
 
 
 def _unknown(name: str, method: AdapterMethod, known: Iterable[str]) -> OptionError:

@@ -104,6 +104,7 @@ class Trainer:
             self._loop()
             if self._best:
                 self._masters.restore(self._best)
+                self._state.eval_loss = self._state.best_eval_loss
         return self._state
 
     def save(self, folder: str) -> None:

@@ -136,7 +136,7 @@ class Worker:
             train_rows=len(data.train),
             eval_rows=len(data.held_out),
             validation_rows=len(data.validation),
-            bad_rows=data.bad_rows,
+            bad_rows=data.bad_rows + len(data.refused),
             long_rows=data.long_rows,
             steps=state.step,
             total_steps=trainer.total_steps,
@@ -230,6 +230,8 @@ class Worker:
         self._channel.say(LogLine(message=counted))
         if data.bad_rows:
             self._channel.say(LogLine(message=f"{data.bad_rows} bad rows were skipped"))
+        if data.refused:
+            self._channel.say(LogLine(message=f"{len(data.refused)} rows were left out: {data.refused[0]}"))
         if data.long_rows:
             limit = options.training.max_length
             self._channel.say(LogLine(message=f"{data.long_rows} rows were left out: longer than {limit} tokens"))

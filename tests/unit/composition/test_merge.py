@@ -150,3 +150,56 @@ def test_a_merged_checkpoint_is_the_base_with_the_adapter_and_nothing_of_us(base
     text = b"".join(file.read_bytes() for file in target.glob("*.json")).lower()
     assert b"graft" not in text
     assert b"lora" not in text
+
+
+def without_prefix(adapter: Path) -> Path:
+    """The same adapter with its tensors named without PEFT's prefix, as other libraries write them."""
+    from safetensors.torch import load_file, save_file
+
+    file = adapter / "adapter_model.safetensors"
+    save_file({name.removeprefix("base_model.model."): tensor for name, tensor in load_file(file).items()}, file)
+    return adapter
+
+
+def test_a_merged_checkpoint_of_an_adapter_without_peft_s_prefix_has_it_all(base, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from graft_server.composition.checkpoint import save_merged
+
+    model = peft_model(base, tmp_path / "two")
+    save_merged(base, without_prefix(tmp_path / "two" / "a"), tmp_path / "merged")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    torch.testing.assert_close(logits(plain), logits(model), atol=1e-3, rtol=1e-2)
+
+
+def test_adapters_with_and_without_peft_s_prefix_merge_and_peft_reads_the_result(base, tmp_path):
+    import torch
+
+    from graft_server.composition.merge import merge
+
+    model = peft_model(base, tmp_path / "two")
+    model.add_weighted_adapter(list(NAMES), [0.7, 0.3], "both", combination_type="linear")
+    model.set_adapter("both")
+    (tmp_path / "merged").mkdir()
+    folders = [without_prefix(tmp_path / "two" / "a"), tmp_path / "two" / "b"]
+    merge(folders, [0.7, 0.3], tmp_path / "merged", method="linear", density=1, seed=0)
+    torch.testing.assert_close(logits(loaded(base, tmp_path / "merged")), logits(model), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("variant", [{}, {"use_dora": True}])
+def test_an_update_of_tied_output_weights_leaves_the_embeddings_alone(base, tmp_path, variant):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from graft_server.composition.checkpoint import save_merged
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules=["lm_head", "q_proj"], init_lora_weights=False, **variant)
+    model = get_peft_model(model, config)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    save_merged(base, tmp_path / "adapter", tmp_path / "merged")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    torch.testing.assert_close(logits(plain), logits(model), atol=1e-3, rtol=1e-2)

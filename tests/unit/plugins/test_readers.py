@@ -81,6 +81,11 @@ def test_json_object_with_one_array(tmp_path: Path) -> None:
         ('{"x" 1}', "a.json:1", "Expecting ':'"),
         ('"text"', "a.json:1", "an array of objects is expected"),
         ("[" * 100_000, "a.json", "nested too deeply"),
+        ('{"x": ' + "[" * 100_000, "a.json", "nested too deeply"),
+        ('[{"q": 1}]\n[{"q": 2}]', "a.json:2", "not valid JSON: extra data at column 1"),
+        ('[{"q": 1}] x', "a.json:1", "not valid JSON: extra data at column 12"),
+        ('{"x": [{"q": 1}]}\n\n{"x": [{"q": 2}]}', "a.json:3", "not valid JSON: extra data"),
+        ('{"x": [{"q": 1}] "y": 2}', "a.json:1", "Expecting ',' or '}'"),
     ],
 )
 def test_broken_json_files(tmp_path: Path, content: str, place: str, message: str) -> None:
@@ -160,6 +165,19 @@ def test_broken_csv(tmp_path: Path, content: str, place: str, message: str) -> N
     error = errors("csv", write(tmp_path, "a.csv", content))[-1]
     assert (error.place, error.fatal) == (place, True)
     assert message in error.message
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_cell_may_hold_a_long_document(tmp_path: Path, quote: str) -> None:
+    document = "word " * 100_000
+    path = write(tmp_path, "a.csv", f"q,a\n{quote}{document}{quote},1\n")
+    assert rows("csv", path) == [("a.csv:2", {"q": document, "a": "1"})]
+
+
+def test_a_cell_over_16_mib_is_refused(tmp_path: Path) -> None:
+    (error,) = errors("csv", write(tmp_path, "a.csv", "q,a\n" + "x" * (17 << 20) + ",1\n"))
+    assert (error.place, error.fatal) == ("a.csv:2", True)
+    assert "field larger than field limit" in error.message
 
 
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1).filter(lambda text: text.strip())
@@ -418,3 +436,13 @@ def test_movielens_bad_rating_is_one_bad_row(tmp_path: Path) -> None:
     files = [write(tmp_path, "u.data", "7\t1\t5\n7\t1\t5\t1\n"), write(tmp_path, "u.item", "1|Graft|x\n")]
     (error,) = errors("movielens", *files)
     assert (error.place, error.fatal) == ("u.data:1", False)
+
+
+def test_a_movielens_title_may_be_long(tmp_path: Path) -> None:
+    title = "Scion " * 50_000
+    files = [
+        write(tmp_path, "ratings.csv", "userId,movieId,rating,timestamp\n7,1,5,20\n"),
+        write(tmp_path, "movies.csv", f"movieId,title,genres\n1,{title},D\n"),
+    ]
+    ((_, row),) = rows("movielens", *files)
+    assert row["history"] == [title.strip()]

@@ -16,6 +16,7 @@ from graft_plugins.manager import PluginHost
 from graft_plugins.task import Generate, Score, ToolCall
 from graft_plugins.tasks.chat import ChatRequest
 from graft_plugins.tasks.domain_qa import QaRequest
+from graft_plugins.tasks.languages import language_code
 from graft_plugins.tasks.placeholders import missing_placeholders, placeholders
 from graft_plugins.tasks.recommendation import Catalogue, HistoryExample, RecommendationRequest
 from graft_plugins.tasks.translation import TranslationExample, TranslationRequest, TranslationState
@@ -166,6 +167,37 @@ def test_placeholder_rate_and_bleu_stand_in_the_report() -> None:
     assert report.primary == "chrf"
 
 
+@pytest.mark.parametrize(
+    ("language", "answer", "reference"),
+    [
+        ("Chinese", "你好吗我的朋友", "你好吗我的朋友们"),
+        ("zho_Hans", "你好吗我的朋友", "你好吗我的朋友们"),
+        ("Chinese (Traditional)", "你好吗我的朋友", "你好吗我的朋友们"),
+        ("simplified chinese", "你好吗我的朋友", "你好吗我的朋友们"),
+        ("zh-TW", "你好吗我的朋友", "你好吗我的朋友们"),
+        ("Japanese", "電気をつけてください", "電気を消してください"),
+        ("jpn", "電気をつけてください", "電気を消してください"),
+        (" Korean ", "불을켜주세요지금", "불을켜주세요어서"),
+        ("kor", "불을켜주세요지금", "불을켜주세요어서"),
+        ("Thai", "สวัสดีครับผม", "สวัสดีครับคุณ"),
+        ("tha", "สวัสดีครับผม", "สวัสดีครับคุณ"),
+    ],
+)
+def test_bleu_counts_characters_where_words_have_no_spaces(language: str, answer: str, reference: str) -> None:
+    task = TASKS["translation"]
+    example = TranslationExample(source="Hello", target=reference, target_language=language)
+    response = task.parse(TranslationRequest(text="Hello"), Generation(text=answer), TranslationState())
+    assert task.evaluate([(example, response)], TranslationState()).metrics["bleu"].value > 20
+
+
+@pytest.mark.parametrize(
+    ("tag", "code"),
+    [("de_AT", "de"), ("German", "de"), ("ger", "de"), ("Norwegian Bokmål", "nb"), ("tlh-Latn", "tlh"), ("", "")],
+)
+def test_languages_have_codes(tag: str, code: str) -> None:
+    assert language_code(tag) == code
+
+
 def test_an_untranslated_text_is_the_baseline() -> None:
     task = TASKS["translation"]
     rows = [
@@ -240,6 +272,31 @@ def test_the_last_item_of_every_user_leaves_training_and_some_are_measured() -> 
         assert [*example.history, example.next] == by_user[example.user].history
     assert task.split(list(reversed(users)), test_rows=5, seed=0).test == split.test
     assert task.split(users, test_rows=5, seed=1).test != split.test
+
+
+def test_only_users_whose_loss_is_watched_lose_an_item_to_it_and_it_is_learnt_nowhere() -> None:
+    task = TASKS["recommendation"]
+    users = examples(*({"user": f"u{user}", "history": [f"{user}: {n}" for n in range(40)]} for user in range(12)))
+    train = task.split(users, test_rows=5, seed=0).train
+    state = task.fit_state(train)
+    split = task.validation_split(train, validation_rows=3, seed=1)
+    watched = {example.user for example in split.test}
+    assert len(watched) == 3
+    assert [(example.user, len(example.sequence)) for example in split.train] == [
+        (user.user, 38 if user.user in watched else 39) for user in users
+    ]
+    pairs = list(task.validation_pairs(split.test, state))
+    assert sorted(pair.target for pair in pairs) == sorted(f"{user[1:]}: 38\n" for user in watched)
+    assert all(len((pair.prompt.text or "").splitlines()) == 16 for pair in pairs)
+    learnt = "".join(pair.target for pair in task.training_pairs(split.train, state))
+    assert not any(pair.target in learnt for pair in pairs)
+
+
+def test_the_loss_on_given_histories_is_that_of_their_last_items() -> None:
+    task = TASKS["recommendation"]
+    given = examples({"history": ["a", "b", "c"]}, {"history": ["d"]}, {"history": ["e"], "next": "f"})
+    pairs = [(pair.prompt.text, pair.target) for pair in task.validation_pairs(given, Catalogue())]
+    assert pairs == [("a\nb\n", "c\n"), ("e\n", "f\n")]
 
 
 def test_timestamps_put_the_history_in_order() -> None:
@@ -405,9 +462,21 @@ def test_a_turn_is_learned_behind_the_calls_that_led_to_it() -> None:
     assert task.target(example) == "Yes"
 
 
+def called_with(arguments: str) -> dict[str, Any]:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, *ANSWERED]}
+
+
+def test_a_call_without_arguments_has_an_empty_object_of_them() -> None:
+    assert TASKS["chat"].parse_row(called_with("")).messages[1].tool_calls[0].arguments == "{}"
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        (called_with("Kiel"), "arguments of the call of 'weather' are no JSON object: 'Kiel'"),
+        (called_with('["Kiel"]'), "no JSON object"),
+        (called_with("null"), "no JSON object"),
         ({"text": "Hi"}, "a row needs `messages`.*this one has text"),
         (
             {"messages": [{"role": "assistant", "content": "Ho"}, {"role": "user", "content": "Hi"}]},

@@ -63,6 +63,11 @@ class RandomPairs(DomainQaTask):
         yield TrainingPair(prompt=Prompt.chat(str(self.calls)), target="x")
 
 
+class WatchesWhatItLearns(DomainQaTask):
+    def validation_split(self, train: Sequence[QaExample], *, validation_rows: int, seed: int) -> Split[QaExample]:
+        return Split(train=list(train), test=list(train[:validation_rows]))
+
+
 class EmptyPrompt(DomainQaTask):
     def prompt(self, request: QaRequest, state: Any) -> Prompt:
         return Prompt.chat(" ")
@@ -102,6 +107,7 @@ class NotText(DomainQaTask):
         (LeaksUnderAnotherKey(), "the held-out row .* is among the training pairs"),
         (NoTest(), "holds nothing out of 8 rows"),
         (RandomPairs(), "differ from call to call"),
+        (WatchesWhatItLearns(), "to watch the loss on is among the training pairs"),
         (EmptyPrompt(), "the prompt has an empty text"),
         (NoPrompt(), "either messages or text"),
         (WrongPrimary(), "primary metric 'f2' is not among f1"),

@@ -58,6 +58,15 @@ def test_a_wrong_option_is_named(
     assert text in str(caught.value)
 
 
+def test_nothing_stops_early_by_a_loss_that_is_not_watched(host: PluginHost) -> None:
+    task, method = host.task("chat"), host.method("lora")
+    unwatched: dict[str, object] = {"early_stopping_patience": 3, "validation_rows": 0}
+    with pytest.raises(OptionError, match="no loss to stop by; set validation_rows or validation_dataset") as caught:
+        resolve_options(task, method, unwatched)
+    assert (caught.value.code, caught.value.name) == ("invalid-option", "early_stopping_patience")
+    assert resolve_options(task, method, unwatched | {"validation_dataset": "d1"}).training.early_stopping_patience == 3
+
+
 def test_an_option_of_another_method_is_unknown(host: PluginHost) -> None:
     with pytest.raises(OptionError, match="unknown option 'alpha' of method 'output-head'"):
         resolve_options(host.task("chat"), host.method("output-head"), {"alpha": 1})

@@ -196,6 +196,8 @@ def test_early_stopping_keeps_the_best(host: PluginHost, load_model: LoadModel, 
     assert state.stopped_early
     assert state.step < trainer.total_steps
     assert trainer.validation_loss() == pytest.approx(min(losses), rel=1e-4)
+    # The loss that is told of the run is that of the weights that it keeps.
+    assert state.eval_loss == min(losses) < losses[-1]
 
 
 def test_figures_are_told_each_step(host: PluginHost, load_model: LoadModel, rows: list[Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from graft_plugins.method import AdapterFault
+from graft_server.training.methods.patterns import PatternError, check_patterns
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -34,7 +35,8 @@ def detect_method(config: Mapping[str, Any]) -> str:
     """The name of the method that an adapter's configuration describes.
 
     Raises:
-        AdapterFault: no method is named, or one that can't be served, with the reason.
+        AdapterFault: no method is named, or one that can't be served, or patterns that can't be matched, with the
+            reason.
     """
     own = config.get("graft_method")
     if own is not None:
@@ -47,6 +49,7 @@ def detect_method(config: Mapping[str, Any]) -> str:
     if str(kind).upper() != "LORA":
         raise AdapterFault(f"{CONFIG}: peft_type {kind} is not supported; of PEFT's methods only LORA is")
     _refuse_variants(config)
+    _refuse_patterns(config)
     if config.get("use_dora"):
         return "dora"
     return "rslora" if config.get("use_rslora") else "lora"
@@ -64,3 +67,11 @@ def _refuse_variants(config: Mapping[str, Any]) -> None:
             f"{CONFIG}: init_lora_weights {init!r} is not supported, because it changes the base weights; save the "
             "adapter with PEFT's path_initial_model_for_weight_conversion, which makes it a plain LoRA"
         )
+
+
+def _refuse_patterns(config: Mapping[str, Any]) -> None:
+    for field in ("rank_pattern", "alpha_pattern"):
+        try:
+            check_patterns(config.get(field) or {})
+        except PatternError as error:
+            raise AdapterFault(f"{CONFIG}: {field} {error}") from error

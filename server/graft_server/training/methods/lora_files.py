@@ -14,6 +14,7 @@ from graft_plugins.errors import nearest_name
 from graft_plugins.method import AdapterFault, LinearGraft
 from graft_server.training.methods.checks import check_tensor, positive_int
 from graft_server.training.methods.detect import CONFIG, WEIGHTS, detect_method
+from graft_server.training.methods.patterns import ModulePatterns
 
 _TENSOR = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.(?:(?P<matrix>lora_[AB])\.weight|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
@@ -31,13 +32,18 @@ def compile_lora(config: Mapping[str, Any], tensors: Mapping[str, Any], model: A
     parts = _by_module(tensors, modules)
     if not parts:
         raise AdapterFault(f"{WEIGHTS}: no module of the base model is matched")
+    ranks = ModulePatterns(config.get("rank_pattern") or {})
+    alphas = ModulePatterns(config.get("alpha_pattern") or {})
     wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if method == "dora" else set())
     for name, found in parts.items():
         for part in sorted(wanted - found.keys()):
             raise AdapterFault(f"{WEIGHTS}: {name} has no {part}")
         for part in sorted(found.keys() - wanted):
             raise AdapterFault(f"{WEIGHTS}: {name} has a {part}, which {method} does not have")
-        yield _graft(name, modules[name], found, config)
+        rank_key, alpha_key = ranks.key(name), alphas.key(name)
+        rank = positive_int(config, "r") if rank_key is None else positive_int(config["rank_pattern"], rank_key)
+        alpha = config.get("lora_alpha", 8) if alpha_key is None else config["alpha_pattern"][alpha_key]
+        yield _graft(name, modules[name], found, rank, _scaling(config, rank, alpha))
 
 
 def _by_module(tensors: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, Any]]]:
@@ -59,37 +65,22 @@ def _by_module(tensors: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[s
     return parts
 
 
-def _graft(
-    name: str, module: nn.Linear, found: Mapping[str, tuple[str, Any]], config: Mapping[str, Any]
-) -> LinearGraft:
-    rank = _by_pattern(name, config, "rank_pattern")
-    if rank is None:
-        rank = positive_int(config, "r")
-    alpha = _by_pattern(name, config, "alpha_pattern")
-    if alpha is None:
-        alpha = config.get("lora_alpha", 8)
+def _scaling(config: Mapping[str, Any], rank: int, alpha: Any) -> float:
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise AdapterFault(f"{CONFIG}: lora_alpha must be a number, not {alpha!r}")
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _graft(
+    name: str, module: nn.Linear, found: Mapping[str, tuple[str, Any]], rank: int, scaling: float
+) -> LinearGraft:
     a = check_tensor(*found["lora_A"], [rank, module.in_features])
     b = check_tensor(*found["lora_B"], [module.out_features, rank])
-    scaling = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     output_scale = None
     if "lora_magnitude_vector" in found:
         magnitude = check_tensor(*found["lora_magnitude_vector"], [module.out_features])
         output_scale = _dora_scale(name, module, a, b, scaling, magnitude)
     return LinearGraft(module=name, a=a, b=b, scaling=scaling, output_scale=output_scale)
-
-
-def _by_pattern(name: str, config: Mapping[str, Any], field: str) -> Any:
-    """The value of the pattern that matches the end of a module's name, as PEFT reads ``rank_pattern``."""
-    for pattern in config.get(field) or {}:
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", name):
-                value = config[field]
-                return positive_int(value, pattern) if field == "rank_pattern" else value[pattern]
-        except re.error as error:
-            raise AdapterFault(f"{CONFIG}: {field} has a key that is no pattern, {pattern!r}: {error}") from error
-    return None
 
 
 def _dora_scale(name: str, module: nn.Linear, a: Any, b: Any, scaling: float, magnitude: Any) -> Any:
