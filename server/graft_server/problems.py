@@ -21,6 +21,7 @@ from graft_server.registry.errors import (
     StorageFullError,
     StoreUnavailableError,
     UnavailableError,
+    UncertainError,
     UnknownError,
     UnstorableError,
 )
@@ -131,6 +132,9 @@ def as_problem(error: BaseException) -> ProblemError | None:
                 "the artefact store does not answer; what is loaded or in the cache is served, try the rest again soon",
                 retry_after=5,
             )
+        case UncertainError():
+            detail = "the registry's database went away during the change, which may have been made: look first"
+            return ProblemError("registry-unavailable", detail)
         case UnavailableError():
             # Which database it is stands in the log.
             return ProblemError(

@@ -38,8 +38,8 @@ class JobQueue(Protocol):
     def wake(self) -> None:
         """Look at the queue now."""
 
-    async def cancel(self, job_id: str) -> None:
-        """Stop a running job's worker soon; a queued one never starts."""
+    async def cancel(self, job_id: str, *, ended: bool) -> None:
+        """Stop a running job's worker soon; a queued one never starts, and has ``ended``."""
 
 
 class BatchQueue(Protocol):

@@ -72,7 +72,7 @@ class EndedJobs:
         for job in self._registry.jobs(JobState.queued):
             self._registry.request_cancel(job.id)
 
-    async def cancel(self, job_id: str) -> None:
+    async def cancel(self, job_id: str, *, ended: bool) -> None:
         pass
 
 

@@ -59,12 +59,15 @@ class RecordedJobs:
     def __init__(self) -> None:
         self.woken = 0
         self.cancelled: list[str] = []
+        self.ended: list[str] = []
 
     def wake(self) -> None:
         self.woken += 1
 
-    async def cancel(self, job_id: str) -> None:
+    async def cancel(self, job_id: str, *, ended: bool) -> None:
         self.cancelled.append(job_id)
+        if ended:
+            self.ended.append(job_id)
 
 
 def make_services(

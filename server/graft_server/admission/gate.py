@@ -75,6 +75,8 @@ class Gate:
         self._background_rows: Counter[Adapter] = Counter()
         self._background = 0
         self._retiring: set[int] = set()
+        #: No more requests of the background may enter for now.
+        self._crowded = False
 
     # What is going on
 
@@ -154,6 +156,7 @@ class Gate:
             if queue is None:
                 break
             admitted.append(self._enter(queue, limits, now))
+        self._crowded = self._background >= limits.background
         return admitted
 
     def release(self, ticket: Ticket, now: float, *, token_seconds: float | None = None) -> None:
@@ -217,7 +220,7 @@ class Gate:
 
     def _hand_over(self, now: float) -> None:
         """Take slots from adapters whose turn is over and whose requests have run out, and give free ones away."""
-        for adapter in self._turns.retiring(now):
+        for adapter in self._turns.retiring(now, crowded=self._crowded):
             if self._turns.idle(adapter):
                 self._turns.give_up(adapter)
                 for background, ring in self._rings.items():
@@ -226,7 +229,7 @@ class Gate:
                 self._line_up(adapter, now)
         for adapter in self._turns.grant(now):
             self._line_up(adapter, now)
-        self._retiring = self._turns.retiring(now)
+        self._retiring = self._turns.retiring(now, crowded=self._crowded)
 
     def _next(self, limits: Limits) -> Queue | None:
         """The queue whose head enters next."""

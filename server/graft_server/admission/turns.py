@@ -96,8 +96,9 @@ class Turns:
             granted.append(adapter)
         return granted
 
-    def retiring(self, now: float) -> set[int]:
-        """The adapters that let nobody in any more, so that their slots fall free."""
+    def retiring(self, now: float, *, crowded: bool = False) -> set[int]:
+        """The adapters that let nobody in any more, so that their slots fall free. ``crowded`` says that nothing enters
+        in the background for now."""
         late = takewhile(lambda due: due <= now, self._waiting[True].values())
         # Where pins came to adapters that hold all slots, some are missing, though nobody waits for them.
         missing = max(0, -self._free)
@@ -106,7 +107,7 @@ class Turns:
             self._over.clear()
             return set()
         for adapter, turn in self._held.items():
-            if adapter not in self._over and adapter not in self._pinned and self._ends(turn, now):
+            if adapter not in self._over and adapter not in self._pinned and self._ends(turn, now, crowded):
                 self._over[adapter] = None
         # Those first whose slot falls free at once.
         return set(islice(sorted(self._over, key=lambda adapter: self._held[adapter].running > 0), wanted))
@@ -117,10 +118,10 @@ class Turns:
         idle_pins = sum(1 for adapter in self._pinned if adapter not in self._held)
         return self.slots - len(self._held) - idle_pins
 
-    def _ends(self, turn: _Turn, now: float) -> bool:
+    def _ends(self, turn: _Turn, now: float, crowded: bool) -> bool:
         if not turn.tokens:
-            # It took the slot and found no place yet: in the background perhaps not for long, while people wait.
-            return bool(turn.background and self._waiting[False]) and now - turn.started >= self._seconds
+            # It took the slot and found no place yet; where it will find none, it is in people's way.
+            return turn.background and crowded and bool(self._waiting[False])
         if turn.background and self._waiting[False]:
             return True
         return turn.tokens >= self._tokens or now - turn.started >= self._seconds

@@ -130,6 +130,8 @@ def check_adapter_name(services: Services, name: str, task: str) -> None:
     """
     services.host.task(task)
     check_name(name)
+    if services.registry.routes.find(name) is not None:
+        raise ProblemError("conflict", f"{name!r} is a route; an adapter needs a name of its own")
     try:
         existing = services.registry.adapter(name)
     except UnknownError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 import zipfile
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
+from starlette.types import Receive, Scope, Send
 
 from graft_server.registry.records import VersionRecord
 
@@ -34,12 +35,21 @@ def pack(
     return Path(name)
 
 
+class PassingFile(FileResponse):
+    """A file that is gone however the response ends, also where the caller asked for a range that it does not have."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await asyncio.to_thread(Path(self.path).unlink, missing_ok=True)
+
+
 def archive_response(archive: Path, version: VersionRecord, suffix: str) -> FileResponse:
     """Send an archive that was made of a version, and delete it; ``suffix`` ends its file name."""
-    return FileResponse(
+    return PassingFile(
         archive,
         media_type="application/zip",
         filename=f"{version.adapter}-{version.version}{suffix}",
         headers={"X-Graft-Adapter": version.ref},
-        background=BackgroundTask(archive.unlink, missing_ok=True),
     )

@@ -116,6 +116,8 @@ def prepare(services: Services, body: EvaluationRequest) -> Evaluation:
     with services.registry.files(dataset, wait=False) as folder:
         files = [folder / name for name, _, _ in dataset.files]
         loaded = load_dataset(services.host.readers, task, files, dataset.format)
+    if loaded.fatal is not None:
+        raise ProblemError("invalid-data", f"dataset {dataset.id!r} can't be read: {loaded.fatal}")
     examples = loaded.examples
     for each in (route, against):
         if each is not None and each.version is not None and each.version.lineage.dataset == dataset.id:
@@ -127,6 +129,12 @@ def prepare(services: Services, body: EvaluationRequest) -> Evaluation:
                 }
             )
             wanted = options.test_rows(len(loaded.examples))
-            examples = task.split(loaded.examples, test_rows=wanted, seed=options.seed).test
-            break
+            unseen = task.split(loaded.examples, test_rows=wanted, seed=options.seed).test
+            # Each was trained on rows of its own where their options differ.
+            kept = {example.model_dump_json() for example in unseen}
+            trained = examples is not loaded.examples
+            examples = [example for example in examples if example.model_dump_json() in kept] if trained else unseen
+    if not examples:
+        detail = f"no row of dataset {dataset.id!r} is new to both {route.ref} and {against.ref if against else ''}"
+        raise ProblemError("invalid-data", f"{detail}: measure them on another one")
     return Evaluation(task, examples[: body.limit], route, against)

@@ -26,6 +26,8 @@ from graft_server.training.spec import checkpoints_of
 
 router = APIRouter(prefix="/api/jobs", tags=["jobs"])
 
+#: Entries of a history that are read at once.
+_PAGE = 1000
 _POLL_SECONDS = 0.25
 _HEARTBEAT_SECONDS = 15.0
 #: What `Last-Event-ID` holds where it is one of ours.
@@ -110,10 +112,13 @@ async def happening(
     while lease is None or lease.ended is None:  # whoever follows on is told why
         # The state is read before the events, so that the events of a finished job are all there.
         finished = (await asyncio.to_thread(services.registry.job, job_id)).state.finished
-        for item in await asyncio.to_thread(services.registry.events, job_id, after):
+        items = await asyncio.to_thread(services.registry.events, job_id, after, _PAGE)
+        for item in items:
             yield item
             after = item.seq
             last_sent = time.monotonic()
+        if len(items) == _PAGE:
+            continue
         if finished or not follow or services.lifecycle.draining:
             return
         if time.monotonic() - last_sent >= _HEARTBEAT_SECONDS:
@@ -135,9 +140,9 @@ async def stop(services: Services, job_id: str) -> JobRecord:
         UnknownError: there is none.
         ConflictError: it has succeeded or failed.
     """
-    await asyncio.to_thread(services.registry.request_cancel, job_id)
+    ended = await asyncio.to_thread(services.registry.request_cancel, job_id)
     if services.jobs is not None:
-        await services.jobs.cancel(job_id)
+        await services.jobs.cancel(job_id, ended=ended)
     return await asyncio.to_thread(services.registry.job, job_id)
 
 

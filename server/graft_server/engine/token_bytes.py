@@ -20,10 +20,13 @@ class TokenBytes:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._added = {token: str(added) for token, added in tokenizer.added_tokens_decoder.items()}
         kinds = set(_decoders(tokenizer))
         self._byte_level = {char: byte for byte, char in bytes_to_unicode().items()} if "ByteLevel" in kinds else None
         self._marks_spaces = bool(kinds & {"ByteFallback", "Metaspace"})
+        self._added: dict[int, str] = {
+            token: added.content.replace(_SPACE, " ") if self._marks_spaces and not added.special else added.content
+            for token, added in tokenizer.added_tokens_decoder.items()
+        }
 
     def __call__(self, token: int) -> bytes:
         """The bytes of one token; of a special one, its name."""

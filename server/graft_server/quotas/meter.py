@@ -69,6 +69,7 @@ class Meter:
         self._servers = 1
         self._limits: Mapping[str, Limits] = {}
         self._until = float("-inf")
+        self._reading = asyncio.Lock()
 
     def changed(self) -> None:
         """Limits of an adapter were changed here: look again at once."""
@@ -146,13 +147,14 @@ class Meter:
         return Claim(account.owner, account.limits.or_else(self._key_defaults))
 
     async def _limits_of(self, adapter: str) -> Limits:
-        if time.monotonic() > self._until:
-            self._until = time.monotonic() + _FRESH
-            try:
-                self._limits = await asyncio.to_thread(self._read)
-            except Exception:
-                # A request that is on its way is not lost because the database is away.
-                log.exception("the limits of adapters can't be read; those of before hold")
+        async with self._reading:  # whoever comes meanwhile gets what is read, not what was known before
+            if time.monotonic() > self._until:
+                self._until = time.monotonic() + _FRESH
+                try:
+                    self._limits = await asyncio.to_thread(self._read)
+                except Exception:
+                    # A request that is on its way is not lost because the database is away.
+                    log.exception("the limits of adapters can't be read; those of before hold")
         return self._limits.get(adapter, UNSET).or_else(self._adapter_defaults)
 
 

@@ -16,7 +16,7 @@ from graft_server.registry import limits
 from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.database import next_number
 from graft_server.registry.errors import ConflictError, InvalidNameError, UnknownError
-from graft_server.registry.models import Adapter, Alias, Artefact, Version, now
+from graft_server.registry.models import Adapter, Alias, Artefact, RouteRow, Version, now
 from graft_server.registry.records import AdapterRecord, Lineage, VersionRecord
 from graft_server.registry.visibility import EVERYTHING, visible
 
@@ -48,10 +48,14 @@ def check_name(name: str) -> None:
         raise InvalidNameError(f"{name!r} is no name that your key may use: {view.described}")
 
 
-def check_task(session: Session, name: str, task: str) -> None:
-    """Raises:
-    ConflictError: the adapter exists and belongs to another task.
+def check_free(session: Session, name: str, task: str) -> None:
+    """Whether an adapter of this task can have this name.
+
+    Raises:
+        ConflictError: the adapter exists and belongs to another task, or a route has the name.
     """
+    if session.get(RouteRow, name) is not None:
+        raise ConflictError(f"{name!r} is a route; an adapter needs a name of its own")
     adapter = session.get(Adapter, name)
     if adapter is not None and adapter.task != task:
         raise ConflictError(f"adapter {name!r} belongs to the task {adapter.task!r}, not to {task!r}")

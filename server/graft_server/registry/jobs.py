@@ -38,10 +38,10 @@ def create(session: Session, *, task: str, adapter: str, dataset: str, method: s
     Raises:
         InvalidNameError: no adapter can be called so.
         UnknownError: the dataset does not exist.
-        ConflictError: the dataset or the adapter belongs to another task.
+        ConflictError: the dataset or the adapter belongs to another task, or a route has the name.
     """
     adapters.check_name(adapter)
-    adapters.check_task(session, adapter, task)
+    adapters.check_free(session, adapter, task)
     examples = datasets.find(session, dataset)
     if examples.task != task:
         raise ConflictError(f"dataset {dataset!r} belongs to the task {examples.task!r}, not to {task!r}")
@@ -147,17 +147,21 @@ def succeed(session: Session, job: Job, version: str) -> None:
     move(session, job, JobState.succeeded, version=version)
 
 
-def request_cancel(session: Session, job: Job) -> None:
-    """Raises:
-    ConflictError: the job has succeeded or failed.
+def request_cancel(session: Session, job: Job) -> bool:
+    """Whether that ended the job.
+
+    Raises:
+        ConflictError: the job has succeeded or failed.
     """
     state = JobState(job.state)
     if state is JobState.queued:
         move(session, job, JobState.cancelled)
-    elif not state.finished:
+        return True
+    if not state.finished:
         job.cancel_requested = True
     elif state is not JobState.cancelled:
         raise ConflictError(f"job {job.id!r} has {state} and can't be cancelled")
+    return False
 
 
 def resume(session: Session, job: Job) -> None:
@@ -165,11 +169,12 @@ def resume(session: Session, job: Job) -> None:
 
     Raises:
         ConflictError: the job is not failed or cancelled.
-        UnknownError: its dataset was deleted.
+        UnknownError: a dataset of it was deleted.
     """
     if JobState(job.state) not in (JobState.failed, JobState.cancelled):
         raise ConflictError(f"job {job.id!r} is {job.state}: only a failed or cancelled job can be resumed")
-    datasets.find(session, job.dataset)
+    for dataset in filter(None, (job.dataset, job.options.get("validation_dataset"))):
+        datasets.find(session, dataset)
     job.queue_number = next_number(session, "queue")
     move(session, job, JobState.queued, reason="resumed")
 

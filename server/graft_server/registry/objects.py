@@ -7,6 +7,7 @@ hash, so neither a killed process nor a damaged store passes for what was stored
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -100,13 +101,10 @@ class ObjectStore:
     def delete(self, key: str, *, before_each: Callable[[], object] = lambda: None) -> None:
         """Remove a folder, its manifest first: what is left of it afterwards is not there. ``before_each`` file is
         called, and may raise to end it."""
-        with self._answers():
-            for path in sorted(self._list(key), key=lambda path: not path.endswith(f"{key}/{_MANIFEST}")):
-                before_each()
-                try:
-                    self._fs.rm_file(path)
-                except FileNotFoundError:
-                    continue  # somebody else was faster
+        for path in sorted(self._list(key), key=lambda path: not path.endswith(f"{key}/{_MANIFEST}")):
+            before_each()
+            with self._answers(), contextlib.suppress(FileNotFoundError):  # somebody else was faster
+                self._fs.rm_file(path)
 
     def keys(self, *, older_than: timedelta) -> list[str]:
         """The keys of all folders, whole or not, that nothing was written to lately; what else is there is not ours."""

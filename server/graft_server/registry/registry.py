@@ -208,9 +208,7 @@ class Registry:
             # Asked again: another process may have published for this job in the meantime.
             if job_id is not None and (published := self._published_by(session, job_id)):
                 return published
-            adapters.check_task(session, name, lineage.task)
-            if session.get(RouteRow, name) is not None:
-                raise ConflictError(f"{name!r} is a route; an adapter needs a name of its own")
+            adapters.check_free(session, name, lineage.task)
             version = adapters.add_version(session, name, staged, lineage)
             if claim is not None:
                 claims.check(jobs.find(session, claim.job, lock=True), claim)
@@ -540,16 +538,15 @@ class Registry:
             )
             return jobs.record(row, self._store)
 
-    def request_cancel(self, id: str) -> JobRecord:  # noqa: A002
-        """Cancel a queued job at once; ask one at work to stop, through ``cancel_requested``.
+    def request_cancel(self, id: str) -> bool:  # noqa: A002
+        """Cancel a queued job at once; ask one at work to stop, through ``cancel_requested``. Whether that ended it.
 
         Raises:
             UnknownError: there is none.
             ConflictError: the job has succeeded or failed.
         """
         with self._job(id) as (session, row):
-            jobs.request_cancel(session, row)
-            return jobs.record(row, self._store)
+            return jobs.request_cancel(session, row)
 
     def resume_job(self, id: str) -> JobRecord:  # noqa: A002
         """Queue a failed or cancelled job again; its folder, with its checkpoints, is kept.

@@ -18,7 +18,7 @@ from graft_server.registry import adapters
 from graft_server.registry.artefacts import ArtefactStore
 from graft_server.registry.database import Database, next_number
 from graft_server.registry.errors import ConflictError, UnknownError
-from graft_server.registry.models import Adapter, RouteEvent, RouteRow, RouteVersion, Version, now
+from graft_server.registry.models import Adapter, Counter, RouteEvent, RouteRow, RouteVersion, Version, now
 from graft_server.registry.records import RouteEventRecord, RouteRecord, VersionRecord
 from graft_server.registry.visibility import EVERYTHING
 
@@ -116,7 +116,8 @@ class Routes:
         UnknownError: there is none.
         """
         with self._database.write() as session:
-            _row(session, name)
+            # One that is made again under its name goes on counting: what knew the old one must tell them apart.
+            _outnumber(session, name, _row(session, name).revision)
             session.execute(delete(RouteVersion).where(RouteVersion.route == name))
             session.execute(delete(RouteRow).where(RouteRow.name == name))
             _append(session, name, "delete", who, why, None)
@@ -145,7 +146,7 @@ class Routes:
     ) -> None:
         values = {"task": task, "spec": spec.model_dump(mode="json"), "updated_at": now()}
         if seen == 0:
-            session.execute(insert(RouteRow).values(name=name, revision=1, **values))
+            session.execute(insert(RouteRow).values(name=name, revision=next_number(session, _counter(name)), **values))
         else:
             changed = session.execute(
                 update(RouteRow)
@@ -247,6 +248,20 @@ def _row(session: Session, name: str) -> RouteRow:
     if row is None:
         raise UnknownError.among("route", name, session.scalars(select(RouteRow.name)))
     return row
+
+
+def _counter(name: str) -> str:
+    return f"route {name}"
+
+
+def _outnumber(session: Session, name: str, revision: int) -> None:
+    """Have the next route of this name begin above a revision."""
+    counter = session.get(Counter, _counter(name), with_for_update=True)
+    if counter is None:
+        session.add(Counter(name=_counter(name), last=revision))
+    else:
+        counter.last = max(counter.last, revision)
+    session.flush()
 
 
 def _changed(name: str) -> ConflictError:

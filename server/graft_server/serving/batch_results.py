@@ -4,6 +4,7 @@ goes on after a kill knows what has been answered.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
@@ -29,18 +30,23 @@ class PartialResults:
         for path in (self.output, self.errors):
             for line in _whole_lines(path):
                 self._count(json.loads(line))
-        self._streams = {True: self.output.open("ab"), False: self.errors.open("ab")}
+        # Unbuffered: in the system's hands, a line outlasts this process.
+        self._streams = {True: self.output.open("ab", 0), False: self.errors.open("ab", 0)}
 
     def add(self, result: dict[str, Any]) -> None:
         """Keep one line of OpenAI's result files: with the answers if its request was answered, else with the errors.
 
         Raises:
-            OSError: the disk is full.
+            OSError: the disk is full; nothing of the line is kept.
         """
-        stream = self._streams[_answered(result)]
-        stream.write(json.dumps(result).encode() + b"\n")
-        # In the system's hands, it outlasts this process.
-        stream.flush()
+        stream, line = self._streams[_answered(result)], json.dumps(result).encode() + b"\n"
+        end = os.fstat(stream.fileno()).st_size
+        try:
+            if stream.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), stream.name)
+        except OSError:
+            os.ftruncate(stream.fileno(), end)
+            raise
         self._count(result)
 
     def __enter__(self) -> PartialResults:

@@ -7,13 +7,15 @@ end; what an ended key has asked for is not answered any more.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from graft_client.schemas.openai_files import BatchLine
 from graft_plugins.reader import DataError
@@ -27,6 +29,8 @@ from graft_server.registry.reading import hold
 from graft_server.serving.batch_results import PartialResults
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Folder of the data folder where batches at work keep their results.
 FOLDER = "batches"
@@ -193,7 +197,8 @@ class BatchRunner:
         await self._move(record.id, "in_progress", total=total)
         if record.data["status"] == "cancelling":
             run.ending.set()
-        with await asyncio.to_thread(PartialResults, self._folder / record.id) as results:
+        opening = partial(asyncio.to_thread, PartialResults, self._folder / record.id)
+        with await self._when_room(record.id, opening) as results:
             outcome = await self._answer(record, run, path, results)
             return await self._settle(record.id, outcome, results)
 
@@ -252,7 +257,7 @@ class BatchRunner:
         async def work() -> None:
             nonlocal noted
             for line in lines:
-                results.add(await self._result(line))
+                await self._when_room(batch_id, partial(_add, results, await self._result(line)))
                 if time.monotonic() - noted >= _PACE:
                     noted = time.monotonic()
                     await self._note(batch_id, counts=dict(results.counts))
@@ -295,19 +300,24 @@ class BatchRunner:
             if data[field] is not None:
                 lifetime = data["output_lifetime"]
                 expires_at = None if lifetime is None else int(time.time()) + lifetime
-                await self._keep(record, folder / name, data[field], expires_at)
+                storing = partial(self._ask, self._store, record, folder / name, data[field], expires_at)
+                await self._when_room(record.id, storing)
         # The last word, whatever was asked meanwhile.
         at = {f"{data['outcome']}_at": int(time.time())}
         await self._note(record.id, status=data["outcome"], **at)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    async def _keep(self, record: DocumentRecord, source: Path, identity: str, expires_at: int | None) -> None:
-        """Store a result file, as soon as there is room for it."""
+    async def _when_room(self, batch_id: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What ``attempt`` gives as soon as the disk has room for it."""
         while True:
             try:
-                return await self._ask(self._store, record, source, identity, expires_at)
+                return await attempt()
             except StorageFullError as error:
-                log.warning("the results of batch %s wait: %s", record.id, error)
+                log.warning("batch %s waits: %s", batch_id, error)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                log.warning("batch %s waits: no space is left on the disk of %s", batch_id, self._folder)
             await asyncio.sleep(_ROOM)
 
     def _store(self, record: DocumentRecord, source: Path, identity: str, expires_at: int | None) -> None:
@@ -345,7 +355,8 @@ class BatchRunner:
             self._require_own(data)
             return change(data)
 
-        return await self._ask(self._registry.documents.edit, "batch", batch_id, change_own)
+        editing = partial(self._ask, self._registry.documents.edit, "batch", batch_id, change_own)
+        return await self._when_room(batch_id, editing)
 
     def _require_own(self, data: dict[str, Any]) -> None:
         if data["server"] != self._registry.server:
@@ -368,6 +379,10 @@ class _Run:
         self.asking: asyncio.Future[None] | None = None
         #: Nothing more of it is to be asked.
         self.ending = asyncio.Event()
+
+
+async def _add(results: PartialResults, result: dict[str, Any]) -> None:
+    results.add(result)
 
 
 def _expire(results: PartialResults, lines: Iterator[BatchLine | DataError]) -> None:

@@ -64,6 +64,8 @@ _MEASURED_TOKENS = 8
 _NOT_THERE = frozenset({"adapter-unloadable", "artefacts-unavailable"})
 #: Tokens that come together where the answer is read whole: few enough that live figures still move.
 _WHOLE = 16
+#: Seconds that a request's plan may take whatever its deadline is. Where no files are missing it takes milliseconds.
+_PLANNING = 2.0
 #: The turn of who waits for none.
 AT_ONCE: AbstractAsyncContextManager[object] = nullcontext()
 
@@ -95,8 +97,10 @@ async def in_time(terms: Terms, planning: Awaitable[T]) -> T:
     Raises:
         ProblemError: ``deadline-exceeded``.
     """
+    # What is wrong with a request is told however little time it brings.
+    least = asyncio.get_running_loop().time() + _PLANNING
     try:
-        return await before(terms.deadline, planning, waiting=True)
+        return await before(None if terms.deadline is None else max(terms.deadline, least), planning, waiting=True)
     except DeadlineError as error:
         over = f"the request's {terms.timeout:g} s were over before the files of its adapter were here"
         raise ProblemError("deadline-exceeded", f"{over}; give it more time, or send it again soon") from error

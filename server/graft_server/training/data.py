@@ -155,6 +155,8 @@ def _beginning(pair: TrainingPair) -> str:
 
 
 def _nothing_left(pairs: int, refused: Sequence[str], limit: int) -> str:
+    if not pairs:
+        return "the task makes no training pairs of these rows"
     if len(refused) == pairs:
         return f"all {pairs} training rows were left out: {refused[0]}"
     long = f"{pairs - len(refused)} of them" if refused else f"all {pairs} training rows"

@@ -124,7 +124,10 @@ class JobRunner:
 
     async def start(self) -> None:
         """Queue again what a dead server left, and begin to work through the queue."""
-        await asyncio.to_thread(self._registry.recover_jobs)
+        for job in await asyncio.to_thread(self._registry.recover_jobs):
+            if job.state is JobState.cancelled:
+                self._on_finished(job)
+        await asyncio.to_thread(self._tidy_all)
         self._started_at = time.monotonic()
         self._woken.set()
         self._keeping = asyncio.create_task(self._keeper.run(), name="claims")
@@ -143,15 +146,24 @@ class JobRunner:
         if self._keeping is not None:
             self._keeping.cancel()
 
+    def _tidy_all(self) -> None:
+        """What a server that was killed behind a job's success had no time for."""
+        for result in (self._settings.data_dir / "jobs").glob(f"*/{RESULT_FOLDER}"):
+            with contextlib.suppress(RegistryError):
+                if self._registry.job(result.parent.name).state is JobState.succeeded:
+                    _tidy(result.parent)
+
     def wake(self) -> None:
         """Look at the queue and at the jobs at work now: something may have changed."""
         self._woken.set()
         self._keeper.wake()
 
-    async def cancel(self, job_id: str) -> None:
+    async def cancel(self, job_id: str, *, ended: bool = False) -> None:
         """Stop a job at work; its worker keeps a last checkpoint. One that is at work on another server is stopped
-        there, when that server looks at its claims."""
+        there, when that server looks at its claims. One that only waited has ``ended`` by that."""
         self._cancel(job_id)
+        if ended:
+            self._on_finished(await self._ask(self._registry.job, job_id))
 
     def _cancel(self, job_id: str) -> None:
         run = self._jobs.get(job_id)
@@ -224,6 +236,7 @@ class JobRunner:
             finished = await self._ask(self._registry.job, job.id)
             self._on_published(version)
             self._on_finished(finished)
+            await asyncio.to_thread(_tidy, job.folder)
             await asyncio.to_thread(self._registry.checkpoints.drop, job)
         finally:
             del self._jobs[job.id]
@@ -331,6 +344,8 @@ class JobRunner:
         if run.stopping:
             raise JobStopped
         await self._ask(self._registry.update_job, job.id, state=JobState.evaluating, claim=job.claim)
+        if run.stopping:  # meanwhile
+            raise JobStopped
         measuring = asyncio.ensure_future(
             self._evaluate(job, job.folder / RESULT_FOLDER, job.folder / HELD_OUT_FILE, run.evaluated)
         )
@@ -415,6 +430,13 @@ def _data(dataset: DatasetRecord) -> DataSpec:
         format=dataset.format,
         skip_bad=dataset.bad_rows > 0,
     )
+
+
+def _tidy(folder: Path) -> None:
+    """Of a job that has succeeded the version has the files; what is left tells how it went."""
+    for name in (CHECKPOINT_FOLDER, RESULT_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / HELD_OUT_FILE).unlink(missing_ok=True)
 
 
 def _snapshots(job: JobRecord) -> list[Path]:

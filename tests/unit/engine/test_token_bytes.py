@@ -26,3 +26,10 @@ def test_the_bytes_are_those_of_the_text(backend: Tokenizer, front: str) -> None
     # A part of a character is told as it is.
     assert "😀".encode()[:1] in told
     assert token_bytes(len(tokenizer) + 5) == b""
+
+
+def test_added_tokens_of_spaces_are_spaces() -> None:
+    backend = byte_fallback()
+    backend.add_tokens([AddedToken("\u2581\u2581\u2581", normalized=False)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert TokenBytes(tokenizer)(tokenizer.convert_tokens_to_ids("\u2581\u2581\u2581")) == b"   "

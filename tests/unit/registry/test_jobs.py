@@ -78,12 +78,15 @@ def test_jobs_start_in_the_order_they_came(registry, new_job):
 
 def test_cancelling(registry, new_job):
     queued, running = new_job(), new_job()
-    assert registry.request_cancel(queued.id).state is JobState.cancelled
+    assert registry.request_cancel(queued.id)
+    assert registry.job(queued.id).state is JobState.cancelled
     assert registry.claim_job().id == running.id
-    flagged = registry.request_cancel(running.id)
+    assert not registry.request_cancel(running.id)
+    flagged = registry.job(running.id)
     assert (flagged.state, flagged.cancel_requested) == (JobState.running, True)
     assert registry.update_job(running.id, state=JobState.cancelled).finished_at is not None
-    assert registry.request_cancel(running.id).state is JobState.cancelled
+    assert not registry.request_cancel(running.id)
+    assert registry.job(running.id).state is JobState.cancelled
 
 
 def test_a_failed_job_is_resumed_with_its_folder(registry, new_job):

@@ -135,3 +135,13 @@ def test_a_guard_moves_the_weight_to_the_heaviest_once(published):
     assert published.routes.trip("gone", "de@2", revision=1, why="again") is None
     [event, _] = published.routes.history("go")
     assert (event.kind, event.who, event.why) == ("guard", "guard", "12 % failed")
+
+
+def test_a_route_that_is_made_again_is_another_one(published):
+    for _ in range(3):
+        old = published.routes.set("go", spec(("de@1", 90), ("de@2", 10)), who="ada")
+    published.routes.delete("go", who="ada")
+    new = published.routes.set("go", spec(("de@1", 90), ("de@2", 10)), who="ada")
+    assert new.revision > old.revision
+    with pytest.raises(ConflictError):
+        published.routes.set("go", spec(("de@3", 100)), who="bo", revision=1)

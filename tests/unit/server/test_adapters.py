@@ -103,6 +103,8 @@ async def test_an_export_can_be_registered_again(client: httpx.AsyncClient, serv
     assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "task_state.json"}
     again = await register(client, files, name="copy")
     assert again.json()["digest"] == (await client.get("/api/adapters/de/versions/1")).json()["digest"]
+    beyond = await client.get("/api/adapters/de@1/archive", headers={"Range": "bytes=999999-"})
+    assert beyond.status_code == 416
     assert list(services.uploads.iterdir()) == []
 
 

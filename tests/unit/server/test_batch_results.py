@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,3 +43,23 @@ def test_a_cut_costs_the_line_that_it_hits_alone(results: list[tuple[str, int]],
         assert sorted(lines) == sorted(custom_id for custom_id, status in results if status == 200)
         assert again.counts == first.counts
         assert again.counts["output_tokens"] == 2 * len(lines)
+
+
+def test_a_line_that_the_disk_has_no_room_for_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with PartialResults(tmp_path) as results:
+        results.add(result("first", 200))
+        whole = results.output.read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
+        try:
+            with pytest.raises(OSError, match="No space left"):
+                results.add(result("second", 200))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, before)
+        assert results.output.read_bytes() == whole
+        assert (results.done, results.counts["completed"]) == ({"first"}, 1)
+        results.add(result("second", 200))
+    with PartialResults(tmp_path) as again:
+        assert again.done == {"first", "second"}

@@ -74,6 +74,28 @@ async def test_the_rows_an_adapter_was_trained_on_are_left_out(
     assert {last_words(request.prompt) for request in engine_of(services).requests} == held_out
 
 
+async def test_both_are_measured_on_rows_that_are_new_to_both(
+    client: httpx.AsyncClient, services: Services, tmp_path: Path
+) -> None:
+    rows = [{"source": f"word {chr(97 + n // 26)}{chr(97 + n % 26)}", "target": "X"} for n in range(100)]
+    dataset, task = await store(client, rows), services.host.task("translation")
+    trained: set[str] = set()
+    for seed in (1, 2):
+        resolved = resolve_options(task, services.host.method("lora"), {"eval_rows": 60, "seed": seed})
+        options, wanted = resolved.flat, resolved.training.test_rows(len(rows))
+        folder = tmp_path / f"trained-{seed}"
+        folder.mkdir()
+        for name, content in adapter_files(note=seed).items():
+            (folder / name).write_bytes(content)
+        lineage = Lineage(task=task.name, method="lora", base_model="tiny", base_fingerprint=FINGERPRINT, rank=8)
+        services.registry.publish("de", folder, replace(lineage, dataset=dataset, options=options))
+        split = task.split([task.parse_row(row) for row in rows], test_rows=wanted, seed=seed)
+        trained |= {example.source for example in split.train}
+    lines = await evaluate(client, adapter="de@2", dataset=dataset, against="de@1")
+    assert lines[-1]["summary"]["adapter"]["rows"] == 100 - len(trained) > 0
+    assert not trained & {last_words(request.prompt) for request in engine_of(services).requests}
+
+
 async def test_the_base_model_alone_takes_the_datasets_task(client: httpx.AsyncClient) -> None:
     lines = await evaluate(client, adapter="base", dataset=await store(client, ROWS), limit=2)
     assert lines[-1]["adapter"] == "base"

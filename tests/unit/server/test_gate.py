@@ -428,8 +428,7 @@ def test_an_adapter_in_the_background_that_lets_nobody_in_gives_up_its_slot() ->
     gate.offer(2, 400, now=0.1, background=True)
     assert gate.admit(0.1) == []
     person = gate.offer(3, 100, now=0.2)
-    assert person not in gate.admit(0.2)
-    assert person in gate.admit(2.3)
+    assert person in gate.admit(0.2)
 
 
 def test_interactive_requests_of_an_adapter_go_before_its_background() -> None:

@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from graft_client.schemas.jobs import JobState
+from graft_client.schemas.routes import RouteSpec
+from graft_server.registry.jobs import append_event
 from graft_server.services import Services
 from support.serving import RecordedJobs, engine_of, on_socket, parts, publish, sse
 
@@ -154,6 +156,41 @@ async def test_events_are_numbered_and_can_be_read_on_from(
     rest = sse((await client.get(f"{url}?follow=false", headers={"last-event-id": str(numbers[-2])})).text)
     assert rest == events[-1:]
     assert (await client.get("/api/jobs/nothing/events")).status_code == 404
+
+
+async def test_a_long_history_is_told_to_its_end(client: httpx.AsyncClient, services: Services, dataset: str) -> None:
+    job = (await submit(client, dataset)).json()["id"]
+    with services.registry._job(job) as (session, row):
+        for step in range(2100):
+            append_event(session, row, "metrics", {"step": step})
+    await client.post(f"/api/jobs/{job}/cancel")
+    events = sse((await client.get(f"/api/jobs/{job}/events")).text)
+    assert len(events) == 2102
+    assert json.loads(events[-1]["data"])["data"]["state"] == "cancelled"
+
+
+async def test_a_route_has_its_name_for_itself(
+    client: httpx.AsyncClient, services: Services, dataset: str, tmp_path: Path
+) -> None:
+    publish(services, tmp_path, "de")
+    spec = RouteSpec.model_validate({"targets": [{"ref": "de@1", "weight": 100}]})
+    services.registry.routes.set("prod", spec, who="me")
+    for refused in (
+        await submit(client, dataset, adapter="prod"),
+        await client.post("/api/jobs/check", json={"task": "translation", "adapter": "prod"}),
+    ):
+        assert (refused.status_code, refused.json()["code"]) == (409, "conflict"), refused.text
+        assert "'prod' is a route" in refused.json()["detail"]
+
+
+async def test_a_job_whose_validation_rows_are_gone_is_not_resumed(client: httpx.AsyncClient, dataset: str) -> None:
+    rows = parts({"rows.jsonl": ROWS[:200].rpartition(b"\n")[0] + b"\n"})
+    watched = (await client.post("/api/datasets", data={"task": "translation"}, files=rows)).json()["id"]
+    job = (await submit(client, dataset, options={"validation_dataset": watched})).json()["id"]
+    await client.post(f"/api/jobs/{job}/cancel")
+    assert (await client.delete(f"/api/datasets/{watched}")).status_code == 204
+    resumed = await client.post(f"/api/jobs/{job}/resume")
+    assert (resumed.status_code, resumed.json()["code"]) == (404, "unknown-dataset")
 
 
 async def test_a_followed_job_streams_until_it_has_finished(

@@ -465,6 +465,29 @@ async def test_requests_wait_for_the_files_of_their_adapter(
     assert (done.status, done.request_counts and done.request_counts.failed) == ("completed", 0)
 
 
+async def test_answers_wait_for_room(sdk: Sdk, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_ROOM", 0.05)
+    add, edit, full = PartialResults.add, services.registry.documents.edit, Counter[str]()
+
+    def full_at_first(results: PartialResults, result: dict[str, Any]) -> None:
+        full["answers"] += 1
+        if full["answers"] in (2, 3, 4):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(results, result)
+
+    def no_note_at_first(kind: str, *arguments: Any) -> Any:
+        full["notes"] += 1
+        if full["notes"] in (2, 3):
+            raise StorageFullError("registry.db")
+        return edit(kind, *arguments)
+
+    monkeypatch.setattr(PartialResults, "add", full_at_first)
+    monkeypatch.setattr(services.registry.documents, "edit", no_note_at_first)
+    done = await ended(sdk, (await submit(sdk, many(5))).id)
+    assert (done.status, len(await rows(sdk, done.output_file_id))) == ("completed", 5)
+    assert (full["answers"], full["notes"] > 3) == (8, True)
+
+
 async def test_the_results_of_a_batch_wait_for_room(
     sdk: Sdk, services: Services, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -482,7 +505,7 @@ async def test_the_results_of_a_batch_wait_for_room(
     done = await ended(sdk, (await submit(sdk, many(2))).id)
     assert (done.status, len(tries)) == ("completed", 4)
     assert len(await rows(sdk, done.output_file_id)) == 2
-    assert "wait: no space is left" in caplog.text
+    assert "waits: no space is left" in caplog.text
 
 
 async def test_a_batch_whose_end_was_cut_off_ends_with_the_same_files(services: Services) -> None:
@@ -571,17 +594,17 @@ async def test_a_batch_that_fails_keeps_what_was_answered(
 ) -> None:
     add = PartialResults.add
 
-    def until_full(results: PartialResults, result: dict[str, Any]) -> None:
+    def until_broken(results: PartialResults, result: dict[str, Any]) -> None:
         if len(results.done) == 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(errno.EIO, "Input/output error")
         add(results, result)
 
-    monkeypatch.setattr(PartialResults, "add", until_full)
+    monkeypatch.setattr(PartialResults, "add", until_broken)
     failed = await ended(sdk, (await submit(sdk, [ask("nobody", model="none"), *many(30)])).id)
     assert failed.errors is not None
     assert failed.errors.data is not None
     assert (failed.status, failed.failed_at is not None) == ("failed", True)
-    assert [fault.code for fault in failed.errors.data] == ["storage_full"]
+    assert [fault.code for fault in failed.errors.data] == ["internal"]
     answers, errors = await rows(sdk, failed.output_file_id), await rows(sdk, failed.error_file_id)
     assert failed.request_counts is not None
     assert failed.request_counts.to_dict() == {"total": 31, "completed": len(answers), "failed": len(errors)}

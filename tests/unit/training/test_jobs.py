@@ -209,7 +209,21 @@ async def test_a_cancelled_job_keeps_its_checkpoint_and_resumes(jobs: Jobs, runn
     runner.wake()
     finished = await jobs.over()
     assert finished.state is JobState.succeeded
+    # The version has the files now.
+    await until(lambda: not (job.folder / "checkpoints").exists())
+    assert sorted(file.name for file in job.folder.iterdir() if file.is_file()) == [
+        "spec.json",
+        "summary.json",
+        "worker.log",
+    ]
     assert (finished.progress.phase, finished.progress.step, finished.progress.total_steps) == ("training", step, step)
+
+
+async def test_a_job_that_is_cancelled_in_the_queue_is_told(jobs: Jobs, runner: JobRunner) -> None:
+    job = jobs.submit()
+    assert jobs.registry.request_cancel(job.id)
+    await runner.cancel(job.id, ended=True)
+    assert [(each.id, each.state) for each in jobs.finished] == [(job.id, JobState.cancelled)]
 
 
 async def test_checkpoints_are_published_as_they_come_and_change_nobodys_answers(jobs: Jobs, runner: JobRunner) -> None:
@@ -408,8 +422,9 @@ async def test_options_that_do_not_fit_the_model_fail_with_a_sentence(jobs: Jobs
     assert failed.error == "target_modules: the base model has no linear module 'q_pro'; did you mean 'q_proj'?"
 
 
-async def test_a_worker_by_hand(jobs: Jobs, runner: JobRunner) -> None:
+async def test_a_worker_by_hand(jobs: Jobs, runner: JobRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exit codes, and a stdout that carries nothing but JSON lines."""
+    monkeypatch.setattr("graft_server.training.runner._tidy", lambda folder: None)
     job = jobs.submit(max_steps=1)
     runner.wake()
     await jobs.over()

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 FOLDER = "profiles"
 #: Seconds after which files that could not be had are asked for again.
 _PAUSE = 10.0
-#: Views of limited callers whose index is kept.
-_MOST_VIEWS = 64
+#: Indexes of what limited callers see that are kept.
+_MOST_VIEWS = 16
 _UNDESCRIBED = "none of its versions was trained here or registered with a profile (--profile)"
 
 
@@ -54,18 +54,20 @@ class _Known:
     #: Versions whose files could not be had, and when they are asked for again.
     pending: dict[str, VersionRecord] = field(default_factory=dict)
     again: float = math.inf
-    #: The index of what limited callers see, by their view: how rare a word is must not tell of what they don't see.
-    views: OrderedDict[Visibility, ProfileIndex] = field(default_factory=OrderedDict)
+    #: The index of what limited callers see, by its names: how rare a word is must not tell of what they don't see.
+    views: OrderedDict[frozenset[str], ProfileIndex] = field(default_factory=OrderedDict)
 
     def index_for(self, view: Visibility | None) -> ProfileIndex:
-        if view is None:
+        seen = frozenset(name for name in self.profiles if view is None or view.allows(name))
+        if len(seen) == len(self.profiles):
             return self.index
-        index = self.views.get(view)
+        index = self.views.pop(seen, None)
         if index is None:
-            index = ProfileIndex({name: profile for name, profile in self.profiles.items() if view.allows(name)})
-            self.views[view] = index
-            if len(self.views) > _MOST_VIEWS:
-                self.views.popitem(last=False)
+            index = ProfileIndex({name: profile for name, profile in self.profiles.items() if name in seen})
+        # The ones used last stay.
+        self.views[seen] = index
+        while len(self.views) > _MOST_VIEWS:
+            self.views.popitem(last=False)
         return index
 
 
