@@ -224,7 +224,7 @@ def test_a_job_goes_on_elsewhere_when_its_server_is_stopped_or_killed(
         went_on(first, killed, "killed@1")
         # Not anew: the first step that its successor told of lies behind the checkpoint.
         assert first_step_of_the_last_run(first, killed) > LONG["checkpoint_every"]
-        assert not shared.exists()
+        eventually(lambda: not shared.exists(), what="the checkpoints in the shared store are gone")
 
 
 def stop_in_a_change(server: ServerProcess, url: str) -> None:

@@ -236,8 +236,8 @@ class JobRunner:
             finished = await self._ask(self._registry.job, job.id)
             self._on_published(version)
             self._on_finished(finished)
-            await asyncio.to_thread(_tidy, job.folder)
             await asyncio.to_thread(self._registry.checkpoints.drop, job)
+            await asyncio.to_thread(_tidy, job.folder)
         finally:
             del self._jobs[job.id]
             if job.claim is not None:

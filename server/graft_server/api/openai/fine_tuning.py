@@ -27,7 +27,7 @@ from graft_server.api.openai.tuning_plan import create_tuning
 from graft_server.api.openai.tuning_views import checkpoints_in, event_number, tuning_event, tuning_job
 from graft_server.api.streaming import EVENTS, StreamResponse, event
 from graft_server.problems import ProblemError
-from graft_server.registry.documents import job_document
+from graft_server.registry.documents import DocumentRecord, job_document
 from graft_server.registry.errors import UnknownError
 from graft_server.registry.reading import with_files
 from graft_server.registry.records import JobRecord
@@ -93,9 +93,9 @@ async def pause_fine_tuning_job(job_id: str, services: ServicesDep) -> FineTunin
 async def resume_fine_tuning_job(job_id: str, services: ServicesDep) -> FineTuningJob:
     """Queue a paused job again (a cancelled or failed one too); it goes on from its last checkpoint."""
     job = await asyncio.to_thread(_job, services, job_id)
-    await go_on(services, job.id)
-    await asyncio.to_thread(_mark, services, job_id, paused=False)
-    return await asyncio.to_thread(_shown, services, job_id)
+    # As it was queued, however soon it is at work.
+    queued = await go_on(services, job.id)
+    return tuning_job(await asyncio.to_thread(_mark, services, job_id, paused=False), queued)
 
 
 @router.get("/{job_id}/events", response_model=ListPage[FineTuningEvent], responses={200: {"content": {EVENTS: {}}}})
@@ -158,8 +158,8 @@ def _list(services: Services, after: str | None, limit: int, wanted: Mapping[str
     return found[:limit]
 
 
-def _mark(services: Services, job_id: str, *, paused: bool) -> None:
-    services.registry.documents.update("fine-tuning", job_id, paused=paused)
+def _mark(services: Services, job_id: str, *, paused: bool) -> DocumentRecord:
+    return services.registry.documents.update("fine-tuning", job_id, paused=paused)
 
 
 async def _told(services: Services, job_id: str, after: int) -> AsyncGenerator[str]:
