@@ -21,7 +21,6 @@ from graft_server.api.views import adapter_info, version_info
 from graft_server.engine.base import AdapterLoadError
 from graft_server.problems import ProblemError
 from graft_server.registry.adapters import check_name
-from graft_server.registry.errors import UnknownError
 from graft_server.registry.reading import hold
 from graft_server.registry.records import Lineage
 from graft_server.services import Services
@@ -126,19 +125,11 @@ def check_adapter_name(services: Services, name: str, task: str) -> None:
     Raises:
         UnknownNameError: there is no such task.
         InvalidNameError: no adapter can be called so.
-        ProblemError: ``conflict``.
+        ConflictError: the adapter serves another task, or a route has the name.
     """
     services.host.task(task)
     check_name(name)
-    if services.registry.routes.find(name) is not None:
-        raise ProblemError("conflict", f"{name!r} is a route; an adapter needs a name of its own")
-    try:
-        existing = services.registry.adapter(name)
-    except UnknownError:
-        return
-    if existing.task != task:
-        detail = f"adapter {name!r} exists already and serves task {existing.task!r}, not {task!r}"
-        raise ProblemError("conflict", detail)
+    services.registry.check_free(name, task)
 
 
 def inspect_folder(services: Services, task_name: str, folder: Path) -> Lineage:

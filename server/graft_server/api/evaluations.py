@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from graft_server.api.problems import any_problem, problem_document
 from graft_server.api.streaming import NDJSON, StreamResponse, ndjson
 from graft_server.problems import ProblemError
 from graft_server.registry.reading import with_files
+from graft_server.registry.records import Lineage
 from graft_server.routing.resolver import Route
 from graft_server.services import Services
 from graft_server.serving.convert import adapter_source
@@ -119,22 +120,25 @@ def prepare(services: Services, body: EvaluationRequest) -> Evaluation:
     if loaded.fatal is not None:
         raise ProblemError("invalid-data", f"dataset {dataset.id!r} can't be read: {loaded.fatal}")
     examples = loaded.examples
-    for each in (route, against):
-        if each is not None and each.version is not None and each.version.lineage.dataset == dataset.id:
-            options = TrainingOptions.model_validate(
-                {
-                    key: value
-                    for key, value in each.version.lineage.options.items()
-                    if key in TrainingOptions.model_fields
-                }
-            )
-            wanted = options.test_rows(len(loaded.examples))
-            unseen = task.split(loaded.examples, test_rows=wanted, seed=options.seed).test
-            # Each was trained on rows of its own where their options differ.
-            kept = {example.model_dump_json() for example in unseen}
-            trained = examples is not loaded.examples
-            examples = [example for example in examples if example.model_dump_json() in kept] if trained else unseen
-    if not examples:
-        detail = f"no row of dataset {dataset.id!r} is new to both {route.ref} and {against.ref if against else ''}"
-        raise ProblemError("invalid-data", f"{detail}: measure them on another one")
+    trained = [
+        each.version.lineage
+        for each in (route, against)
+        if each is not None and each.version is not None and each.version.lineage.dataset == dataset.id
+    ]
+    if trained:
+        # Each was trained on rows of its own where their options differ.
+        examples, *others = (_held_out(task, loaded.examples, lineage) for lineage in trained)
+        for other in others:
+            new = {example.model_dump_json() for example in other}
+            examples = [example for example in examples if example.model_dump_json() in new]
+        if not examples and others:
+            detail = f"no row of dataset {dataset.id!r} is new to all that is measured"
+            raise ProblemError("invalid-data", f"{detail}: take another one")
     return Evaluation(task, examples[: body.limit], route, against)
+
+
+def _held_out(task: AnyTask, examples: Sequence[Any], lineage: Lineage) -> list[Any]:
+    """The rows of its dataset that a version was not trained on."""
+    known = {key: value for key, value in lineage.options.items() if key in TrainingOptions.model_fields}
+    options = TrainingOptions.model_validate(known)
+    return task.split(examples, test_rows=options.test_rows(len(examples)), seed=options.seed).test

@@ -241,6 +241,15 @@ class Registry:
         with self._database.read() as session:
             return [adapters.adapter_record(row, self._store) for row in adapters.list_adapters(session, task)]
 
+    def check_free(self, name: str, task: str) -> None:
+        """Whether an adapter of a task can have a name.
+
+        Raises:
+            ConflictError: the adapter exists and belongs to another task, or a route has the name.
+        """
+        with self._database.read() as session:
+            adapters.check_free(session, name, task)
+
     def version(self, name: str, which: int | str | None = None) -> VersionRecord:
         """A version of an adapter by number or alias, the latest without either.
 

@@ -7,7 +7,6 @@ end; what an ended key has asked for is not answered any more.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import shutil
 import time
@@ -23,7 +22,7 @@ from graft_server.access.keyring import Keyring
 from graft_server.problems import ProblemError, as_problem
 from graft_server.registry import Registry
 from graft_server.registry.documents import DocumentRecord, Documents
-from graft_server.registry.errors import ConflictError, StorageFullError, UnknownError
+from graft_server.registry.errors import ConflictError, StorageFullError, UnknownError, storage_errors
 from graft_server.registry.outages import Outlasting
 from graft_server.registry.reading import hold
 from graft_server.serving.batch_results import PartialResults
@@ -311,13 +310,10 @@ class BatchRunner:
         """What ``attempt`` gives as soon as the disk has room for it."""
         while True:
             try:
-                return await attempt()
+                with storage_errors(self._folder):
+                    return await attempt()
             except StorageFullError as error:
                 log.warning("batch %s waits: %s", batch_id, error)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                log.warning("batch %s waits: no space is left on the disk of %s", batch_id, self._folder)
             await asyncio.sleep(_ROOM)
 
     def _store(self, record: DocumentRecord, source: Path, identity: str, expires_at: int | None) -> None:

@@ -58,7 +58,9 @@ class _Known:
     views: OrderedDict[frozenset[str], ProfileIndex] = field(default_factory=OrderedDict)
 
     def index_for(self, view: Visibility | None) -> ProfileIndex:
-        seen = frozenset(name for name in self.profiles if view is None or view.allows(name))
+        if view is None:
+            return self.index
+        seen = frozenset(filter(view.allows, self.profiles))
         if len(seen) == len(self.profiles):
             return self.index
         index = self.views.pop(seen, None)
