@@ -453,7 +453,11 @@ DATA = "DATA"
         (("train", "translation", "--data", DATA, "--name", "x", "--set", "r"), 2, "`r` is not NAME=VALUE"),
         (("train", "translation", "--data", DATA, "--nam", "x"), 2, "--nam"),
         (("train", "translation", "--data", DATA, "--name", "a b"), 5, "a b"),
-        (("train", "translation", "--data", DATA, "--name", "steady"), 5, "serves task 'chat', not 'translation'"),
+        (
+            ("train", "translation", "--data", DATA, "--name", "steady"),
+            5,
+            "belongs to the task 'chat', not to 'translation'",
+        ),
         (("train", "translation", "--data", DATA, "--name", "x", "--format", "jsnl"), 5, "did you mean 'jsonl'?"),
         (("jobs", "show", "no-such-job"), 4, "no job 'no-such-job'"),
         (("quary", "steady", "Hi"), 2, "No such command `quary`; did you mean `query`?"),

@@ -600,7 +600,13 @@ async def test_a_batch_that_fails_keeps_what_was_answered(
         add(results, result)
 
     monkeypatch.setattr(PartialResults, "add", until_broken)
-    failed = await ended(sdk, (await submit(sdk, [ask("nobody", model="none"), *many(30)])).id)
+    engine_of(services).hold()
+    batch = await submit(sdk, [ask("nobody", model="none"), *many(30)])
+    # What can't be asked is among what was answered.
+    refusals = services.settings.data_dir / "batches" / batch.id / "errors.jsonl"
+    await until(lambda: refusals.exists() and refusals.stat().st_size > 0)
+    engine_of(services).release()
+    failed = await ended(sdk, batch.id)
     assert failed.errors is not None
     assert failed.errors.data is not None
     assert (failed.status, failed.failed_at is not None) == ("failed", True)
