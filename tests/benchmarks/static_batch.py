@@ -5,6 +5,8 @@ The base model alone, 8 and 32 LoRA adapters (rank 16, all linear layers) mixed 
 prompts of one length, none seen before, and greedy decoding. They take turns, and ratios are taken within a turn:
 
     python tests/benchmarks/static_batch.py --base-model FOLDER
+
+On a GPU the engine is also compared with what its memory allows (``bandwidth.py``).
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from typing import Any
 
 import torch
 from adapters import sources, write_adapters
+from bandwidth import bytes_per_second, bytes_per_step, synchronize
 from direct import DirectEngine, fresh_prompts
-from report import ratio, write_report
+from report import median, ratio, write_report
 from rich.console import Console
 
 from graft_server.base_model import BaseModel, resolve
 from graft_server.base_model.device import choose_device, choose_dtype
 from graft_server.base_model.loading import load_model, load_tokenizer
 from graft_server.engine.base import AdapterSource, GenerateRequest, PromptInput, SamplingParams
+from graft_server.training.methods.detect import WEIGHTS
 
 
 def ours(direct: DirectEngine, adapters: Sequence[AdapterSource | None], count: int, tokens: int) -> float:
@@ -54,6 +58,7 @@ def theirs(model: Any, tokenizer: Any, count: int, tokens: int, names: Sequence[
         pad_token_id=0,
         **options,
     )
+    synchronize()
     assert output.shape[1] == inputs.shape[1] + tokens
     return time.perf_counter() - started
 
@@ -80,6 +85,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a sequence")
+    parser.add_argument("--kv-cache-mib", type=int, default=1024)
     parser.add_argument("--without", nargs="*", default=[], help="sides to leave out, such as peft")
     arguments = parser.parse_args()
     base = resolve(arguments.base_model, arguments.cache)
@@ -87,10 +93,12 @@ def main() -> None:
     count, tokens = arguments.sequences, arguments.tokens
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        adapters = sources(write_adapters(base, Path(folder), 32), range(1, 33))
-        direct = DirectEngine(base)
+        folders = write_adapters(base, Path(folder), 8)
+        adapters = sources(folders, range(1, 33))
+        direct = DirectEngine(base, kv_cache_mib=arguments.kv_cache_mib)
         direct.load(adapters)
-        plain, peft = load_plain(base), load_peft(base, adapters[:8])
+        plain = load_plain(base)
+        peft = load_peft(base, adapters[:8]) if "peft" not in arguments.without else None
         names = [adapter.ref.replace("@", "-") for adapter in adapters[:8]]
         sides: dict[str, Callable[[int], float]] = {
             "base": lambda tokens: ours(direct, [None], count, tokens),
@@ -102,12 +110,15 @@ def main() -> None:
         sides = {name: side for name, side in sides.items() if name not in arguments.without}
         speeds: dict[str, list[float]] = {name: [] for name in sides}
         for side in sides.values():
-            side(4)
+            # What comes often enough is recorded once (CUDA graphs).
+            for _ in range(3):
+                side(4)
         for turn in range(arguments.pairs):
             # Who goes first alternates, so that a machine that slows down is unfair to nobody.
             for name in sorted(sides, reverse=bool(turn % 2)):
                 speeds[name].append(count * tokens / sides[name](tokens))
                 console.print(f"turn {turn + 1}: {name} {speeds[name][-1]:.0f} tokens/s")
+        adapter_bytes = (folders[0] / WEIGHTS).stat().st_size
         direct.engine.close()
     wanted = [
         ("mixed8_over_base", "mixed8", "base"),
@@ -120,6 +131,13 @@ def main() -> None:
         for name, above, below in wanted
         if above in speeds and below in speeds
     ]
+    if torch.cuda.is_available():
+        bandwidth, context = bytes_per_second(), len(tokenizer(fresh_prompts(1)[0])["input_ids"]) + tokens / 2
+        figures.append(median("memory_bandwidth", [bandwidth / 1e12], "TB/s"))
+        for name, mixed in (("base", 0), ("mixed8", 8), ("mixed32", 32)):
+            step = bytes_per_step(plain, sequences=count, context=context, adapter_bytes=mixed * adapter_bytes)
+            bound = [count * bandwidth / step] * arguments.pairs
+            figures.append(ratio(f"{name}_over_bandwidth", speeds[name], bound, "tokens/s over tokens/s"))
     write_report("static_batch", figures)
 
 

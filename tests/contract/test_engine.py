@@ -43,6 +43,7 @@ from graft_server.engine.messages import HEADER, EngineConfig
 from graft_server.engine.supervisor import SupervisedEngine
 from graft_server.engine.vllm.versions import installed_version
 from support.adapters import random_adapter
+from support.device import TEST_DEVICE
 from support.tiny_model import save_tiny_model
 
 pytestmark = [pytest.mark.torch, pytest.mark.asyncio(loop_scope="module")]
@@ -65,7 +66,7 @@ def config(base: BaseModel, engine: str) -> EngineConfig:
         engine=engine,
         base_model=str(base.path),
         cache_dir=str(base.path.parent / "cache"),
-        device="cpu",
+        device=TEST_DEVICE,
         dtype="float32",
         kv_cache_mib=16,
         max_slots=2,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from graft_server.base_model import BaseModel, resolve
 from graft_server.engine.base import AdapterSource, GenerateRequest, PromptInput, SamplingParams
 from support.adapters import methods
+from support.device import TEST_DEVICE
 from support.lora_folders import write_lora
 from support.recorder import Recorder, drain
 from support.tiny_model import save_tiny_model
@@ -44,7 +45,7 @@ class Rig:
         from graft_server.engine.messages import EngineConfig
         from graft_server.engine.torch.engine import TorchEngine
 
-        chosen = {"device": "cpu", "dtype": "float32", "kv_cache_mib": 1, "max_slots": 2, **settings_}
+        chosen = {"device": TEST_DEVICE, "dtype": "float32", "kv_cache_mib": 1, "max_slots": 2, **settings_}
         config = EngineConfig(engine="torch", base_model=str(self._base.path), cache_dir="", **chosen)
         return TorchEngine(self._base, config, methods(), events)
 

@@ -11,6 +11,7 @@ import pytest
 
 from graft_server.base_model import BaseModel, resolve
 from graft_server.engine.base import ConstraintSpec, GenerateRequest, PromptInput, SamplingParams, ScoreRequest
+from support.device import TEST_DEVICE
 from support.recorder import Recorder, drain
 from support.tiny_model import save_tiny_model
 
@@ -32,7 +33,7 @@ class Loop:
         from graft_server.engine.messages import EngineConfig
         from graft_server.engine.torch.engine import TorchEngine
 
-        chosen: dict[str, Any] = {"device": "cpu", "dtype": "float32", "kv_cache_mib": 16, **settings}
+        chosen: dict[str, Any] = {"device": TEST_DEVICE, "dtype": "float32", "kv_cache_mib": 16, **settings}
         config = EngineConfig(engine="torch", base_model=str(base.path), cache_dir="", **chosen)
         self.events = Recorder()
         self.engine = TorchEngine(base, config, {}, self.events)

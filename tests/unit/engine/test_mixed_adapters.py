@@ -23,6 +23,7 @@ from graft_server.engine.base import (
 )
 from graft_server.engine.torch.block_pool import BlockPool
 from support.adapters import greedy, methods
+from support.device import TEST_DEVICE
 from support.plain_models import KINDS, PlainModels
 from support.recorder import Recorder, drain
 
@@ -75,7 +76,7 @@ class Rig(PlainModels):
             "engine": "torch",
             "base_model": str(self.base.path),
             "cache_dir": "",
-            "device": "cpu",
+            "device": TEST_DEVICE,
             "dtype": "float32",
             "kv_cache_mib": 16,
             **overrides,
@@ -182,6 +183,9 @@ CROWD = [
     *(Arrival(step=6, adapter=adapter, prompt=5, scores=False, patience=3) for adapter in range(1, 9)),
 ]
 
+#: Together from the first step on, since they wait for no adapter: their steps are recorded and replayed.
+QUIET = [Arrival(step=0, adapter=0, prompt=prompt, scores=False, patience=None) for prompt in (0, 1, 2, 4)]
+
 
 def test_any_mixture_in_any_order_with_reuse_chunks_preemption_eviction_and_aborts(rig: Rig) -> None:
     from graft_server.engine.torch.indexed import GatheredProducts
@@ -197,20 +201,23 @@ def test_any_mixture_in_any_order_with_reuse_chunks_preemption_eviction_and_abor
         slots=st.sampled_from([2, 8]),
         recorded=st.booleans(),
         native=st.booleans(),
+        behind=st.booleans(),
     )
-    @example(arrivals=CROWD, budget=33, small=True, slots=2, recorded=False, native=True)
-    @example(arrivals=CROWD, budget=2048, small=False, slots=8, recorded=True, native=False)
+    @example(arrivals=CROWD, budget=33, small=True, slots=2, recorded=False, native=True, behind=False)
+    @example(arrivals=CROWD, budget=2048, small=False, slots=8, recorded=True, native=False, behind=True)
+    @example(arrivals=QUIET, budget=2048, small=False, slots=8, recorded=True, native=False, behind=True)
     def any_mixture(
-        arrivals: list[Arrival], budget: int, small: bool, slots: int, recorded: bool, native: bool
+        arrivals: list[Arrival], budget: int, small: bool, slots: int, recorded: bool, native: bool, behind: bool
     ) -> None:
         events = Recorder()
-        engine = rig.engine(events, max_batch_tokens=budget, max_slots=slots)
+        engine = rig.engine(events, max_batch_tokens=budget, max_slots=slots, cuda_graphs=recorded)
         if small:
             # So small a cache that the longest prompt just fits: sequences push each other out.
             engine.runner.pool = engine.scheduler.pool = BlockPool(9, 16)
         if not native:
             engine.runner.mixer.native = None
-        if recorded:
+        engine.tells_behind = behind
+        if recorded and TEST_DEVICE == "cpu":
             engine.runner.replay_decoding(record_operations, GatheredProducts())
         _run(rig, engine, arrivals, scoring=not small)
         assert not events.errors

@@ -47,32 +47,47 @@ class Answer:
     #: Of a prompt that is to be echoed.
     reading: PromptReading | None = None
     generated: int = 0
+    #: No token comes behind the one recorded last.
+    ended: bool = False
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
     #: Since the last delta.
     _held_text: str = ""
     _held_tokens: tuple[TokenLogprob, ...] = ()
 
-    def take(self, drawn: Drawn) -> Delta:
-        """Record a drawn token; the delta has a finish reason if it was the last, and nothing while it is held back."""
-        prompt = self._echoed()
+    @property
+    def tells_at_once(self) -> bool:
+        """Whether its tokens must be told as they are drawn: its text or a grammar says where it ends, or its prompt is
+        to be echoed."""
+        return bool(self.request.sampling.stop) or self.matcher is not None or self.reading is not None
+
+    def advance(self, drawn: Drawn) -> None:
+        """Record a drawn token: the sequence goes on with it, or has ``ended``."""
         self.generated += 1
         self.draw.record(drawn.token)
-        ended = drawn.token in self.stop_tokens
-        if self.matcher is not None and not ended:
+        if drawn.token in self.stop_tokens:
+            self.ended = True
+            return
+        if self.matcher is not None:
             self.matcher.accept(drawn.token)
+        self.sequence.tokens.append(drawn.token)
+        self.ended = self.generated >= self.max_tokens
+
+    def tell(self, drawn: Drawn) -> Delta:
+        """What the token recorded last adds to the answer: a delta with a finish reason if it was the last, and nothing
+        while it is held back. Sets ``ended`` where its text says so."""
+        prompt = self._echoed()
+        ended = drawn.token in self.stop_tokens
         may_stop = self.generated > self.request.sampling.min_tokens
         text = "" if ended else self.text.push(drawn.token, may_stop=may_stop)
         tokens: tuple[TokenLogprob, ...] = ()
         if drawn.logprob is not None and (not ended or self.request.echo):
             tokens = (_told(self.token_bytes, drawn.token, drawn.logprob, drawn.top),)
-        if not ended:
-            self.sequence.tokens.append(drawn.token)
         text, tokens = self._held_text + text, (*self._held_tokens, *tokens)
         self._held_text, self._held_tokens = "", ()
         stopped = ended or self.text.stopped or (self.matcher is not None and self.matcher.finished)
-        full = self.generated >= self.max_tokens
-        if not stopped and not full:
+        self.ended = self.ended or stopped
+        if not self.ended:
             if self.generated > 1 and self.generated % self.request.tokens_per_delta:
                 self._held_text, self._held_tokens = text, tokens
                 return Delta()

@@ -6,7 +6,7 @@ already rotated, so the cache is the only state.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as functional
@@ -50,12 +50,35 @@ class KVCache:
         return self._layers[index]
 
 
+class DecodeAttention(Protocol):
+    """Attention of one query a sequence over its own blocks.
+
+    ``query``: ``[B, heads, head_dim]``; ``keys``, ``values``: a layer of the cache; ``blocks``: ``[B, L / block_size]``
+    (int32); ``lengths``: ``[B]`` (int32), how many places of its blocks a query sees, or of them the last ``window``.
+    Returns ``[B, heads, value_dim]``.
+    """
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        blocks: torch.Tensor,
+        lengths: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor: ...
+
+
 class Step:
     """What a forward pass is running on: set before it, read by every attention layer inside it."""
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
         self.batch: Batch | None = None
+        #: Computes the groups whose sequences have a length, where there is such a kernel.
+        self.decode: DecodeAttention | None = None
 
 
 def paged_attention(
@@ -88,6 +111,11 @@ def paged_attention(
     keys.view(-1, kv_heads, head_dim).index_copy_(0, batch.places, key[0].transpose(0, 1))
     values.view(-1, kv_heads, value_dim).index_copy_(0, batch.places, value[0].transpose(0, 1))
     flat_query = query[0].transpose(0, 1)
+    scale = head_dim**-0.5 if scaling is None else scaling
+    if graft_step.decode is not None and len(batch.groups) == 1 and (lengths := batch.groups[0].lengths) is not None:
+        (group,) = batch.groups
+        decoded = graft_step.decode(flat_query, keys, values, group.blocks, lengths, scale=scale, window=sliding_window)
+        return decoded[None], None
     output = query.new_empty(rows, heads, value_dim)
     for group in batch.groups:
         size, queries = group.queries.shape
@@ -100,7 +128,7 @@ def paged_attention(
         if sliding_window is not None:
             mask = mask & _within(group, sliding_window)
         mask = mask[:, None].expand(size, fold, queries, -1).reshape(size, 1, fold * queries, -1)
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         out = out.view(size, kv_heads, fold, queries, value_dim).permute(0, 3, 1, 2, 4)
         out = out.reshape(size * queries, heads, value_dim)
         output[group.rows] = out if len(group.cells) == len(out) else out[group.cells]

@@ -6,7 +6,6 @@ Attention runs over a few padded groups of sequences with similar lengths.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
@@ -24,7 +23,8 @@ class AttentionGroup:
 
     ``queries``: ``[B, Q]`` rows of the packed batch. ``blocks``: ``[B, L / block_size]``. ``mask``: ``[B, Q, L]``, true
     where a query may look. ``rows``, ``cells``: for each real query, its packed row and its flat index in ``B x Q``.
-    ``positions``: ``[B, L]``, where in its text each place stands; ``None`` if all stand where they lie.
+    ``positions``: ``[B, L]``, where in its text each place stands; ``None`` if all stand where they lie. ``lengths``:
+    ``[B]`` (int32), how many places each sees, where every row of the batch in its order is a sequence's only query.
     """
 
     queries: torch.Tensor
@@ -33,6 +33,7 @@ class AttentionGroup:
     rows: torch.Tensor
     cells: torch.Tensor
     positions: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,8 @@ class Batch:
     wanted: list[tuple[Chunk, int]]
 
 
-def build_batch(
-    chunks: Many[Chunk], *, block_size: int, device: torch.device, order: Callable[[int], tuple[int, int]]
-) -> Batch:
-    """Lay out the chunks of one step. ``order`` gives the sort key of an adapter id: rows that one batched product
-    serves must lie together."""
-    chunks = sorted(chunks, key=lambda chunk: order(chunk.sequence.adapter))
+def build_batch(chunks: Many[Chunk], *, block_size: int, device: torch.device) -> Batch:
+    """Lay out the chunks of one step, in their order: rows that one batched product serves must lie together."""
     tokens: list[int] = []
     positions: list[int] = []
     places: list[int] = []

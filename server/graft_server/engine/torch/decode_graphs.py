@@ -1,6 +1,6 @@
-"""Decode steps recorded once and replayed, so that they cost no Python and no kernel launches (CUDA graphs).
+"""Steps recorded once and replayed, so that they cost no Python and no kernel launches (CUDA graphs).
 
-A recording has fixed shapes and fixed tensors: the rows of a step and the length of their contexts are padded to a few
+A recording has fixed shapes and fixed tensors: the rows of a step, its sequences and their contexts are padded to a few
 sizes, and what differs from step to step is copied into the recording's own tensors before it is replayed.
 """
 
@@ -17,13 +17,18 @@ from graft_server.engine.torch.batch import Batch
 from graft_server.engine.torch.indexed import IndexedRows, Products
 from graft_server.engine.torch.mixer import Mixer
 from graft_server.engine.torch.rows import MixedRows
-from graft_server.engine.torch.static_step import StaticStep
+from graft_server.engine.torch.sequence import Chunk
+from graft_server.engine.torch.static_step import Sizes, StaticStep
 
 #: The shortest context of a recording, in blocks.
 _LEAST_BLOCKS = 8
+#: Rows of a recording at most. From about here on a step computes longer than Python takes to launch it.
+_MOST_ROWS = 512
+#: Places of context that the tokens of prompts look at, at most: in a recording every token reads its own.
+_MOST_READ = 1 << 18
 #: A shape is recorded when it has come this often: recording takes as long as several steps.
-_OFTEN = 4
-#: Recordings kept; each holds the logits of its rows.
+OFTEN = 4
+#: Recordings kept; each holds the logits of its sequences.
 _MOST_RECORDINGS = 32
 
 Compute = Callable[[], torch.Tensor]
@@ -37,8 +42,8 @@ class Replay(Protocol):
 
 #: Runs a computation, and returns its replay and the tensor that holds the result now and after each replay.
 Record = Callable[[Compute], tuple[Replay, torch.Tensor]]
-#: A forward pass over a batch whose rows are mixed as given: ``[N, vocabulary]``.
-Forward = Callable[[Batch, Sequence[MixedRows]], torch.Tensor]
+#: A forward pass over a batch whose rows, and those whose logits are wanted, are mixed as given: ``[N, vocabulary]``.
+Forward = Callable[[Batch, Sequence[MixedRows], Sequence[MixedRows]], torch.Tensor]
 
 
 class CudaGraphs:
@@ -63,10 +68,9 @@ class CudaGraphs:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a recording is good for: rows, blocks of context, and the stacks in use with their versions."""
+    """What a recording is good for: its sizes, and the stacks in use with their versions."""
 
-    rows: int
-    blocks: int
+    sizes: Sizes
     stacks: tuple[tuple[int, int], ...]
 
 
@@ -84,7 +88,15 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, forward: Forward, mixer: Mixer, products: Products, record: Record, *, scratch_block: int, block_size: int
+        self,
+        forward: Forward,
+        mixer: Mixer,
+        products: Products,
+        record: Record,
+        *,
+        scratch_block: int,
+        block_size: int,
+        device: torch.device,
     ) -> None:
         self._forward = forward
         self._mixer = mixer
@@ -92,54 +104,58 @@ class DecodeGraphs:
         self._record = record
         self._scratch_block = scratch_block
         self._block_size = block_size
+        self._device = device
         self._recordings: OrderedDict[Shape, Recording] = OrderedDict()
         self._seen: Counter[Shape] = Counter()
         #: Steps that were replayed.
         self.replays = 0
 
-    def logits(self, batch: Batch) -> torch.Tensor | None:
-        """The step's logits, ``[T, vocabulary]``, valid until the next call; ``None`` if it must be computed as usual.
+    def logits(self, chunks: Sequence[Chunk]) -> torch.Tensor | None:
+        """The logits behind each chunk's last token, ``[N, vocabulary]``, valid until the next call; ``None`` if the
+        step must be computed as usual.
 
-        Replayed are steps in which each sequence computes one token, all their contexts are of similar length, no
-        adapter has a bottleneck, no candidates are scored, and the shape has come before.
+        Replayed are steps of few rows in which no other logits are wanted, no adapter has a bottleneck, no candidates
+        are scored, and whose shape has come before. ``chunks`` are in the order of the mixer.
         """
-        rows = batch.tokens.shape[1]
-        if len(batch.groups) != 1 or batch.groups[0].queries.shape != (rows, 1) or len(batch.logit_rows) != rows:
+        rows = sum(chunk.count for chunk in chunks)
+        prompts = sum((chunk.count - 1) * chunk.end for chunk in chunks)
+        if rows > _MOST_ROWS or prompts > _MOST_READ or not all(_is_plain(chunk) for chunk in chunks):
             return None
-        if batch.groups[0].positions is not None:
-            return None
-        positions = self._mixer.positions(batch.adapters)
+        positions = self._mixer.positions([chunk.sequence.adapter for chunk in chunks])
         if positions is None:
             return None
         stacks = tuple((bucket, self._mixer.version(bucket)) for bucket in sorted(positions))
-        blocks = max(_LEAST_BLOCKS, _padded(batch.groups[0].blocks.shape[1]))
-        shape = Shape(_padded(rows), blocks, stacks)
+        most = max(-(-chunk.end // self._block_size) for chunk in chunks)
+        sizes = Sizes(_padded(rows), _padded(len(chunks)), max(_LEAST_BLOCKS, _padded(most)))
+        shape = Shape(sizes, stacks)
         recording = self._recordings.get(shape)
         if recording is not None:
-            recording.step.fill(batch, positions)
+            recording.step.fill(chunks, positions)
             recording.graph.replay()
             self.replays += 1
         else:
             self._seen[shape] += 1
-            if self._seen[shape] < _OFTEN:
+            if self._seen[shape] < OFTEN:
                 return None
-            recording = self._recordings[shape] = self._make(shape, batch, positions)
+            recording = self._recordings[shape] = self._make(shape, chunks, positions)
             self._give_up()
         self._recordings.move_to_end(shape)
-        return recording.logits[:rows]
+        return recording.logits[: len(chunks)]
 
-    def _make(self, shape: Shape, batch: Batch, positions: Mapping[int, list[int]]) -> Recording:
+    def _make(self, shape: Shape, chunks: Sequence[Chunk], positions: Mapping[int, list[int]]) -> Recording:
         step = StaticStep(
-            shape.rows,
-            shape.blocks,
-            buckets=positions,
+            shape.sizes,
+            capacities={bucket: self._mixer.capacity(bucket) for bucket, _ in shape.stacks},
             scratch_block=self._scratch_block,
             block_size=self._block_size,
-            device=batch.tokens.device,
+            device=self._device,
         )
-        step.fill(batch, positions)
-        rows = [IndexedRows(bucket, own, self._products) for bucket, own in step.positions.items()]
-        graph, logits = self._record(lambda: self._forward(step.batch, rows))
+        step.fill(chunks, positions)
+        rows, logit_rows = (
+            [IndexedRows(bucket, index, self._products) for bucket, index in indices.items()]
+            for indices in (step.index, step.logit_index)
+        )
+        graph, logits = self._record(lambda: self._forward(step.batch(), rows, logit_rows))
         return Recording(step, graph, logits)
 
     def _give_up(self) -> None:
@@ -151,6 +167,11 @@ class DecodeGraphs:
         while len(self._recordings) > _MOST_RECORDINGS:
             shape, _ = self._recordings.popitem(last=False)
             del self._seen[shape]
+
+
+def _is_plain(chunk: Chunk) -> bool:
+    """Whether no logits but those behind its last token can be wanted, and its tokens see all before them."""
+    return chunk.sequence.tree is None and chunk.sequence.logits_at is None
 
 
 def _padded(count: int) -> int:

@@ -20,6 +20,7 @@ from graft_server.engine.adapter_files import fetch_files, read_grafts
 from graft_server.engine.base import (
     AdapterSource,
     Capabilities,
+    Delta,
     EngineError,
     EngineStats,
     GenerateRequest,
@@ -42,7 +43,7 @@ from graft_server.engine.torch.loader import AdapterLoader
 from graft_server.engine.torch.reading import Pieces
 from graft_server.engine.torch.resident import ResidentAdapter, make_resident
 from graft_server.engine.torch.runner import ModelRunner
-from graft_server.engine.torch.sampler import Draw, sample
+from graft_server.engine.torch.sampler import Draw, Drawn, sample
 from graft_server.engine.torch.scheduler import Scheduler
 from graft_server.engine.torch.sequence import BASE, Sequence
 from graft_server.engine.torch.text import TextStream
@@ -103,14 +104,18 @@ class TorchEngine:
         self._load_waiters: dict[int, list[str]] = {}
         self._refs: dict[int, str] = {}
         self._leaving: set[int] = set()
+        #: Tokens that were drawn and not reported yet.
+        self._untold: list[tuple[Answer, Drawn]] = []
+        #: Whether tokens are reported while the next step is computed: a GPU does that by itself.
+        self.tells_behind = self.runner.device.type == "cuda"
         #: How long the last step took.
         self._step_seconds = 0.0
         self._rate = TokenRate()
 
     @property
     def idle(self) -> bool:
-        """Nothing to compute; an adapter may still be being read."""
-        return self.scheduler.idle and self._embedder.idle
+        """Nothing to compute or to report; an adapter may still be being read."""
+        return self.scheduler.idle and self._embedder.idle and not self._untold
 
     @property
     def busy_loading(self) -> bool:
@@ -142,6 +147,7 @@ class TorchEngine:
 
     def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is; nothing more is reported of it."""
+        self._untold = [(answer, drawn) for answer, drawn in self._untold if answer.request.id != request_id]
         self._embedder.abort(request_id)
         work = self._work.pop(request_id, None)
         if work is None:
@@ -313,19 +319,21 @@ class TorchEngine:
         self._embedder.step()
         chunks = self.scheduler.schedule(reserved=self._embedder.awaited_blocks)
         if not chunks:
+            self._tell_all()
             return
         now = time.monotonic()
         for chunk in chunks:
             work = self._work[chunk.sequence.id]
             if isinstance(work, Answer) and work.started is None:
                 work.started = now
-        batch, logits = self.runner.forward(chunks)
+        wanted, logits = self.runner.forward(chunks)
+        self._tell_all()
         self.scheduler.advance(chunks)
         answers: list[tuple[int, Answer]] = []
         read: list[Answer] = []
         readings: dict[str, tuple[PromptReading, list[int], list[int]]] = {}
         scorings: dict[str, tuple[Scoring, list[int], list[int]]] = {}
-        for row, (chunk, token_index) in enumerate(batch.wanted):
+        for row, (chunk, token_index) in enumerate(wanted):
             work = self._work[chunk.sequence.id]
             if isinstance(work, Scoring):
                 _, rows, indices = scorings.setdefault(work.request.id, (work, [], []))
@@ -361,17 +369,39 @@ class TorchEngine:
         if constrained:
             self._constraints.mask(picked, constrained)
         for (_, answer), drawn in zip(answers, sample(picked, [a.draw for _, a in answers]), strict=True):
-            delta = answer.take(drawn)
-            if answer.matcher is not None and (fault := answer.matcher.fault) is not None:
-                self._finish(answer)
-                error = InvalidRequestError(f"the constraint can't be followed to the end of the answer: {fault}")
-                self._events.error(answer.request.id, error)
+            answer.advance(drawn)
+            if answer.tells_at_once:
+                self._tell(answer, drawn)
                 continue
-            if delta.finish_reason is not None:
+            if answer.ended:
                 self._finish(answer)
-            if delta.text or delta.tokens or delta.prompt is not None or delta.finish_reason is not None:
-                self._events.delta(answer.request.id, delta)
+            self._untold.append((answer, drawn))
+        if not self.tells_behind or self.scheduler.idle:
+            self._tell_all()
         self._rate.add(len(answers))
+
+    def _tell_all(self) -> None:
+        """Report what was drawn and is not reported yet."""
+        for answer, drawn in self._untold:
+            self._report(answer, answer.tell(drawn))
+        self._untold.clear()
+
+    def _tell(self, answer: Answer, drawn: Drawn) -> None:
+        """Report a token of an answer that may end by what it says."""
+        delta = answer.tell(drawn)
+        if answer.ended:
+            self._finish(answer)
+        if answer.matcher is not None and (fault := answer.matcher.fault) is not None:
+            if not answer.ended:
+                self._finish(answer)
+            error = InvalidRequestError(f"the constraint can't be followed to the end of the answer: {fault}")
+            self._events.error(answer.request.id, error)
+            return
+        self._report(answer, delta)
+
+    def _report(self, answer: Answer, delta: Delta) -> None:
+        if delta.text or delta.tokens or delta.prompt is not None or delta.finish_reason is not None:
+            self._events.delta(answer.request.id, delta)
 
     def _finish(self, work: Work) -> None:
         del self._work[work.request.id]
@@ -422,6 +452,7 @@ class TorchEngine:
         require(pool.used == 0, f"{pool.used} KV blocks are in use")
         in_use = [engine_id for engine_id in slots.ids() if slots.in_use(engine_id)]
         require(not in_use, f"the slots of adapters {in_use} are in use")
+        require(not self._untold, f"{len(self._untold)} tokens are not reported")
         require(not self._work, f"requests {list(self._work)} are left behind")
         awaited = {*self._for_adapter, *self._load_waiters}
         require(not awaited, f"somebody waits for adapters {awaited}, which nobody reads")

@@ -1,11 +1,12 @@
 """Rows that know their adapter's position: products of a shape that no mixture changes, as CUDA graphs need them.
 
-Where rows are grouped by adapter, the groups are Python's numbers and differ from step to step. Here they are a tensor,
-so that the same recorded kernels serve any mixture (BGMV in Punica: Chen et al. 2023).
+Where rows are grouped by adapter, the groups are Python's numbers and differ from step to step. Here they are tensors,
+so that the same recorded kernels serve any mixture (BGMV and SGMV in Punica: Chen et al. 2023).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,49 +15,83 @@ import torch
 from graft_server.engine.torch.rows import FirstProducts
 from graft_server.engine.torch.stack import LinearSite, NeckWeights
 
+#: Rows of one tile at most: what one product of a GPU's matrix units takes.
+TILE_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RowIndex:
+    """Where each of ``T`` rows has its adapter.
+
+    ``positions``: ``[T]`` (int32), in a stack; -1 for rows that have none there. ``tiles``: ``[M, 3]`` (int32), the
+    same as pieces of neighbouring rows: position, first row, number of rows (none in unused tiles).
+    """
+
+    positions: torch.Tensor
+    tiles: torch.Tensor
+
+
+def tile_rows(positions: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Neighbouring rows of one position in tiles of at most ``TILE_ROWS``: position, first row, number of rows."""
+    tiles: list[tuple[int, int, int]] = []
+    for row, position in enumerate(positions):
+        if position < 0:
+            continue
+        if tiles:
+            last, first, count = tiles[-1]
+            if last == position and first + count == row and count < TILE_ROWS:
+                tiles[-1] = (position, first, count + 1)
+                continue
+        tiles.append((position, row, 1))
+    return tiles
+
+
+def most_tiles(rows: int, capacity: int) -> int:
+    """Tiles of so many rows at most, where the rows of each of ``capacity`` positions lie together."""
+    return min(rows, capacity + rows // TILE_ROWS)
+
 
 class Products(Protocol):
     """The two products of rows with a position each. Rows at -1 have none.
 
-    ``x``: ``[T, in]``; ``down``: ``[capacity, in, columns]``; ``positions``: ``[T]`` (int32); ``hidden``: ``[splits, T,
-    columns]``, parts whose sum is the first product; ``up``: ``[capacity, R, out]``; ``output``: ``[T, out]``.
+    ``x``: ``[T, in]``; ``down``: ``[capacity, in, columns]``; ``hidden``: ``[splits, T, columns]``, parts whose sum is
+    the first product; ``up``: ``[capacity, R, out]``; ``output``: ``[T, out]``.
     """
 
-    def shrink(self, x: torch.Tensor, down: torch.Tensor, positions: torch.Tensor) -> torch.Tensor: ...
+    def shrink(self, x: torch.Tensor, down: torch.Tensor, index: RowIndex) -> torch.Tensor: ...
 
-    def expand_add(
-        self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, positions: torch.Tensor
-    ) -> None: ...
+    def expand_add(self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, index: RowIndex) -> None: ...
 
 
 class GatheredProducts:
     """With torch alone: each row's weights are copied together first. Exact and slow; the reference."""
 
-    def shrink(self, x: torch.Tensor, down: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return torch.bmm(x[:, None], down[positions.clamp(min=0)]).transpose(0, 1)
+    def shrink(self, x: torch.Tensor, down: torch.Tensor, index: RowIndex) -> torch.Tensor:
+        return torch.bmm(x[:, None], down[index.positions.clamp(min=0)]).transpose(0, 1)
 
-    def expand_add(self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, positions: torch.Tensor) -> None:
-        update = torch.bmm(hidden.sum(0)[:, None], up[positions.clamp(min=0)])[:, 0]
-        output += torch.where(positions[:, None] >= 0, update, 0)
+    def expand_add(self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, index: RowIndex) -> None:
+        update = torch.bmm(hidden.sum(0)[:, None], up[index.positions.clamp(min=0)])[:, 0]
+        output += torch.where(index.positions[:, None] >= 0, update, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedRows:
-    """All ``T`` rows of a step, of which those of one stack have a position in it (``positions``: ``[T]``, int32, -1
-    elsewhere). Their adapters have no bottlenecks."""
+    """All ``T`` rows of a step, of which those of one stack have a position in it. Their adapters have no
+    bottlenecks."""
 
     bucket: int
-    positions: torch.Tensor
+    index: RowIndex
     products: Products
     first: FirstProducts = field(default_factory=FirstProducts, compare=False)
 
     def add_linear(self, output: torch.Tensor, x: torch.Tensor, site: LinearSite, bias: torch.Tensor | None) -> None:
-        hidden = self.first.of(x, lambda: self.products.shrink(x, site.down, self.positions))
-        self.products.expand_add(output, hidden[:, :, site.columns], site.up, self.positions)
+        hidden = self.first.of(x, lambda: self.products.shrink(x, site.down, self.index))
+        self.products.expand_add(output, hidden[:, :, site.columns], site.up, self.index)
         if site.scale is None:
             return
-        scale = site.scale[self.positions.clamp(min=0), 0]
-        scale = torch.where(self.positions[:, None] >= 0, scale, 1)
+        positions = self.index.positions
+        scale = site.scale[positions.clamp(min=0), 0]
+        scale = torch.where(positions[:, None] >= 0, scale, 1)
         if bias is None:
             output *= scale
         else:
@@ -87,12 +122,17 @@ def check_products(products: Products, dtype: torch.dtype, device: torch.device,
     def tensor(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=random).to(device, dtype)
 
-    x, down, up, output = tensor(5, 600), tensor(3, 600, 48), tensor(3, 16, 200), tensor(5, 200)
-    positions = torch.tensor([2, -1, 0, 2, 1], dtype=torch.int32, device=device)
+    rows = [2, 2, -1, 0, *[1] * (TILE_ROWS + 2), 3]
+    x, down, up = tensor(len(rows), 600), tensor(4, 600, 48), tensor(4, 16, 200)
+    output = tensor(len(rows), 200)
+    tiles = [*tile_rows(rows), (0, 0, 0)]
+    index = RowIndex(
+        torch.tensor(rows, dtype=torch.int32, device=device), torch.tensor(tiles, dtype=torch.int32, device=device)
+    )
 
     def result(products: Products) -> torch.Tensor:
         result = output.clone()
-        products.expand_add(result, products.shrink(x, down, positions)[:, :, 16:32], up, positions)
+        products.expand_add(result, products.shrink(x, down, index)[:, :, 16:32], up, index)
         return result
 
     require_close(result(products), result(GatheredProducts()), tolerance)

@@ -90,25 +90,29 @@ class Mixer:
         self._rows, self._logit_rows = rows, logit_rows
         self._input = self._input_rows = None
 
-    def positions(self, runs: Sequence[Run]) -> dict[int, list[int]] | None:
+    def positions(self, engine_ids: Sequence[int]) -> dict[int, list[int]] | None:
         """For each bucket in use, the position of each row's adapter in its stack, -1 for rows of the base or of other
         stacks. ``None`` where an adapter has a bottleneck: its products depend on more than a position."""
-        count = max((end for _, _, end in runs), default=0)
         positions: dict[int, list[int]] = {}
-        for engine_id, start, end in runs:
+        for row, engine_id in enumerate(engine_ids):
             if engine_id == BASE:
                 continue
             adapter = self.adapters[engine_id]
             if adapter.blocks or adapter.head is not None:
                 return None
             bucket, position = self.order(engine_id)
-            own = positions.setdefault(bucket, [-1] * count)
-            own[start:end] = [position] * (end - start)
+            if bucket not in positions:
+                positions[bucket] = [-1] * len(engine_ids)
+            positions[bucket][row] = position
         return positions
 
     def version(self, bucket: int) -> int:
         """A number that changes whenever what a bucket's hooks do changes, other than by the values of its weights."""
         return self._stacks[bucket].version
+
+    def capacity(self, bucket: int) -> int:
+        """How many positions a bucket's stack has."""
+        return self._stacks[bucket].capacity
 
     def _groups(self, runs: Sequence[Run], device: torch.device) -> list[MixedRows]:
         buckets: dict[int, list[Placed]] = {}

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 
 from graft_server.base_model.structure import transformer_blocks
 from graft_server.engine.base import EngineUnavailableError
-from graft_server.engine.torch.attention import NAME, KVCache, Step
+from graft_server.engine.torch.attention import NAME, DecodeAttention, KVCache, Step
 from graft_server.engine.torch.batch import Batch, build_batch
 from graft_server.engine.torch.block_pool import BlockPool
-from graft_server.engine.torch.decode_graphs import CudaGraphs, DecodeGraphs, Record
+from graft_server.engine.torch.decode_graphs import OFTEN, CudaGraphs, DecodeGraphs, Record
 from graft_server.engine.torch.indexed import Products, check_products, require_close
 from graft_server.engine.torch.mixer import Mixer
+from graft_server.engine.torch.norms import fuse_norms
 from graft_server.engine.torch.packed import pack_linears
 from graft_server.engine.torch.rows import MixedRows
 from graft_server.engine.torch.sequence import BASE, Chunk, Sequence
@@ -44,56 +45,69 @@ class ModelRunner:
         assert isinstance(head, nn.Module)
         pack_linears(model, head)
         self.mixer = Mixer(model, blocks=transformer_blocks(model), head=head)
-        #: Replays decode steps, where that has been begun.
+        #: Replays steps of few tokens, where that has been begun.
         self.graphs: DecodeGraphs | None = None
         self._step = Step(KVCache(1, BLOCK_SIZE, self.dtype, self.device))
         bytes_per_token = self._try_out()
-        blocks = max(2, kv_cache_bytes // (bytes_per_token * BLOCK_SIZE))
+        if self.device.type == "cuda":
+            fuse_norms(model, self._tolerance / 10)
+        blocks = max(6, kv_cache_bytes // (bytes_per_token * BLOCK_SIZE))
         self.pool = BlockPool(blocks, BLOCK_SIZE)
         # One block more: recorded steps write their padding there.
         self._step.cache = KVCache(blocks + 1, BLOCK_SIZE, self.dtype, self.device)
         if cuda_graphs and self.device.type == "cuda":
             self._try_graphs()
 
-    def replay_decoding(self, record: Record, products: Products) -> None:
-        """From now on record decode steps and replay them."""
+    def replay_decoding(self, record: Record, products: Products, attention: DecodeAttention | None = None) -> None:
+        """From now on record steps of few tokens and replay them."""
+        self._step.decode = attention
         self.graphs = DecodeGraphs(
-            self._mixed, self.mixer, products, record, scratch_block=self.pool.total, block_size=BLOCK_SIZE
+            self._mixed,
+            self.mixer,
+            products,
+            record,
+            scratch_block=self.pool.total,
+            block_size=BLOCK_SIZE,
+            device=self.device,
         )
 
     @torch.inference_mode()
-    def forward(self, chunks: list[Chunk]) -> tuple[Batch, torch.Tensor]:
-        """Compute one step. Returns its batch and the wanted logits, ``[N, vocabulary]``."""
-        batch = self._lay_out(chunks)
-        replayed = None if self.graphs is None else self.graphs.logits(batch)
+    def forward(self, chunks: list[Chunk]) -> tuple[list[tuple[Chunk, int]], torch.Tensor]:
+        """Compute one step. Returns the wanted logits, ``[N, vocabulary]``, and of each the chunk and the index of its
+        token."""
+        chunks = self._in_order(chunks)
+        replayed = None if self.graphs is None else self.graphs.logits(chunks)
         if replayed is not None:
-            return batch, replayed
-        self._begin(batch)
+            wanted = [(chunk, chunk.end - 1) for chunk in chunks if chunk.finishes]
+            if len(wanted) < len(chunks):
+                replayed = replayed[[i for i, chunk in enumerate(chunks) if chunk.finishes]]
+            return wanted, replayed
+        batch = self._begin(chunks)
         if not batch.wanted:
             self._decoder(batch)
-            return batch, torch.empty(0, device=self.device)
-        return batch, self._logits(batch)
+            return [], torch.empty(0, device=self.device)
+        return batch.wanted, self._logits(batch)
 
     @torch.inference_mode()
     def hidden(self, chunks: list[Chunk]) -> torch.Tensor:
         """Last hidden states of one step's rows, ``[T, hidden]``, in the order of the chunks' adapters."""
-        batch = self._lay_out(chunks)
-        self._begin(batch)
-        hidden: torch.Tensor = self._decoder(batch).last_hidden_state[0]
+        hidden: torch.Tensor = self._decoder(self._begin(self._in_order(chunks))).last_hidden_state[0]
         return hidden
 
-    def _lay_out(self, chunks: list[Chunk]) -> Batch:
+    def _in_order(self, chunks: list[Chunk]) -> list[Chunk]:
+        """The chunks as the mixer wants their rows, which has their adapters side by side now."""
         self.mixer.use({chunk.sequence.adapter for chunk in chunks})
-        return build_batch(chunks, block_size=BLOCK_SIZE, device=self.device, order=self.mixer.order)
+        return sorted(chunks, key=lambda chunk: self.mixer.order(chunk.sequence.adapter))
 
-    def _begin(self, batch: Batch) -> None:
-        self._step.batch = batch
+    def _begin(self, chunks: list[Chunk]) -> Batch:
+        batch = self._step.batch = build_batch(chunks, block_size=BLOCK_SIZE, device=self.device)
         self.mixer.begin(batch.adapters, batch.logit_adapters, self.device)
+        return batch
 
-    def _mixed(self, batch: Batch, rows: Many[MixedRows]) -> torch.Tensor:
-        """The logits of a batch whose rows are mixed as given; all of them are wanted."""
+    def _mixed(self, batch: Batch, rows: Many[MixedRows], logit_rows: Many[MixedRows]) -> torch.Tensor:
+        """The wanted logits of a batch whose rows are mixed as given."""
         self._step.batch = batch
-        self.mixer.begin_rows(rows, rows)
+        self.mixer.begin_rows(rows, logit_rows)
         return self._logits(batch)
 
     def _logits(self, batch: Batch) -> torch.Tensor:
@@ -148,16 +162,21 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _try_graphs(self) -> None:
-        """Replay decode steps from now on if that gives the same logits here and is faster."""
-        chunks = [Chunk(Sequence(f"try-out-{i}", BASE, [i + 1], blocks=[i]), 0, 1) for i in range(2)]
+        """Replay steps from now on if that gives the same logits here and is faster."""
         try:
+            from graft_server.engine.torch.triton_attention import triton_attention
             from graft_server.engine.torch.triton_products import TritonProducts
 
+            check_products(TritonProducts(), self.dtype, self.device, self._tolerance)
+            chunks = self._decoding()
             _, expected = self.forward(chunks)
             usual = _seconds(lambda: self.forward(chunks))
-            check_products(TritonProducts(), self.dtype, self.device, self._tolerance)
-            self.replay_decoding(CudaGraphs(), TritonProducts())
+            self.replay_decoding(CudaGraphs(), TritonProducts(), triton_attention)
+            for _ in range(OFTEN):
+                self.forward(chunks)
             replayed = _seconds(lambda: self.forward(chunks))
+            assert self.graphs is not None
+            assert self.graphs.replays
             _, logits = self.forward(chunks)
             require_close(logits, expected, self._tolerance)
         except Exception as error:  # whatever a driver, a compiler or a library has to say
@@ -167,6 +186,16 @@ class ModelRunner:
         if replayed >= usual:
             self.graphs = None
         logger.info("a decode step takes %.1f ms, %.1f ms replayed as a CUDA graph", 1e3 * usual, 1e3 * replayed)
+
+    def _decoding(self) -> list[Chunk]:
+        """Two sequences behind prompts of different lengths that are in the cache, for a step to try out."""
+        chunks: list[Chunk] = []
+        for i, length in enumerate((5, 2 * BLOCK_SIZE + 3)):
+            tokens = [(11 * j + 5 * i + 2) % int(self.model.config.get_text_config().vocab_size) for j in range(length)]
+            sequence = Sequence(f"try-out-{i}", BASE, tokens, blocks=list(range(3 * i, 3 * i + 3)))
+            self.forward([Chunk(sequence, 0, length - 1)])
+            chunks.append(Chunk(sequence, length - 1, 1))
+        return chunks
 
 
 def _seconds(compute: Callable[[], object]) -> float:

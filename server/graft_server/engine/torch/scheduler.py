@@ -108,8 +108,8 @@ class Scheduler:
     def _reserve(self, sequence: Sequence, count: int, chunks: list[Chunk]) -> bool:
         """Make room for a running sequence at the cost of the latest arrival that is not in this step yet; if that is
         the sequence itself, it gives way and ``False`` is returned."""
-        scheduled = {id(chunk.sequence) for chunk in chunks}
         while self._missing(sequence, count) > self.pool.free:
+            scheduled = {id(chunk.sequence) for chunk in chunks}
             victim = max((s for s in self.running if id(s) not in scheduled), key=lambda s: s.arrival)
             self._preempt(victim)
             if victim is sequence:

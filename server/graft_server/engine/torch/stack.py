@@ -91,7 +91,8 @@ class Stack:
         self.bucket = bucket
         self.positions = Positions()
         self._siblings = siblings
-        self._capacity = 0
+        #: Positions that there is room for.
+        self.capacity = 0
         self._downs: dict[Siblings, torch.Tensor] = {}
         self._ups: dict[str, UpSite] = {}
         self._necks: dict[NeckSite, NeckWeights] = {}
@@ -169,10 +170,10 @@ class Stack:
         return self._necks[site] if self._users[site] > 0 else None
 
     def _reserve(self, count: int) -> None:
-        if count <= self._capacity:
+        if count <= self.capacity:
             return
         self._moved()
-        before, self._capacity = self._capacity, max(_LEAST_CAPACITY, 2 * self._capacity, count)
+        before, self.capacity = self.capacity, max(_LEAST_CAPACITY, 2 * self.capacity, count)
         for siblings, weight in self._downs.items():
             self._downs[siblings] = self._enlarged(weight, before)
         for up in self._ups.values():
@@ -181,10 +182,10 @@ class Stack:
         for neck in self._necks.values():
             for part in _NECK_PARTS:
                 setattr(neck, part, self._enlarged(getattr(neck, part), before))
-            neck.activations += neck.activations[:1] * (self._capacity - before)
+            neck.activations += neck.activations[:1] * (self.capacity - before)
 
     def _enlarged(self, tensor: torch.Tensor, before: int) -> torch.Tensor:
-        larger = tensor.new_zeros(self._capacity, *tensor.shape[1:])
+        larger = tensor.new_zeros(self.capacity, *tensor.shape[1:])
         larger[:before] = tensor
         return larger
 
@@ -207,22 +208,22 @@ class Stack:
     def _make_linear(self, name: str, linear: ResidentLinear) -> None:
         siblings = self._siblings[name]
         if siblings not in self._downs:
-            shape = (self._capacity, linear.down.shape[0], len(siblings) * self.bucket)
+            shape = (self.capacity, linear.down.shape[0], len(siblings) * self.bucket)
             self._downs[siblings] = linear.down.new_zeros(shape)
         if name not in self._ups:
-            self._ups[name] = UpSite(linear.up.new_zeros(self._capacity, *linear.up.shape))
+            self._ups[name] = UpSite(linear.up.new_zeros(self.capacity, *linear.up.shape))
         if linear.scale is not None and self._ups[name].scale is None:
             self._moved()
-            self._ups[name].scale = linear.scale.new_ones(self._capacity, 1, len(linear.scale))
+            self._ups[name].scale = linear.scale.new_ones(self.capacity, 1, len(linear.scale))
 
     def _make_neck(self, site: NeckSite, neck: ResidentBottleneck) -> None:
         if site not in self._necks:
             self._necks[site] = NeckWeights(
-                down=neck.down.new_zeros(self._capacity, *neck.down.shape),
-                down_bias=neck.down_bias.new_zeros(self._capacity, 1, len(neck.down_bias)),
-                up=neck.up.new_zeros(self._capacity, *neck.up.shape),
-                up_bias=neck.up_bias.new_zeros(self._capacity, 1, len(neck.up_bias)),
-                activations=[neck.activation] * self._capacity,
+                down=neck.down.new_zeros(self.capacity, *neck.down.shape),
+                down_bias=neck.down_bias.new_zeros(self.capacity, 1, len(neck.down_bias)),
+                up=neck.up.new_zeros(self.capacity, *neck.up.shape),
+                up_bias=neck.up_bias.new_zeros(self.capacity, 1, len(neck.up_bias)),
+                activations=[neck.activation] * self.capacity,
             )
 
 

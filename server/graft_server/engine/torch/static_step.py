@@ -1,72 +1,132 @@
-"""One decode step in tensors that stay where they are, so that a recorded computation can be given another step."""
+"""One step in tensors that stay where they are, so that a recorded computation can be given another step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Mapping
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
 
 import torch
 
 from graft_server.engine.torch.batch import AttentionGroup, Batch
+from graft_server.engine.torch.indexed import RowIndex, most_tiles, tile_rows
+from graft_server.engine.torch.sequence import Chunk
+
+_TILE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """``rows`` tokens of ``sequences`` sequences, each with ``blocks`` blocks of context."""
+
+    rows: int
+    sequences: int
+    blocks: int
 
 
 class StaticStep:
-    """``batch`` has ``rows`` rows of one token, each with ``blocks`` blocks of context; ``positions`` has, for each
-    bucket in use, each row's position in that stack, ``[rows]`` (int32).
+    """A step of certain sizes; smaller ones are padded.
 
-    Rows behind those of the step are padding: they have no adapter, and look at and write to ``scratch_block``, a block
-    of the KV cache that no sequence has.
+    All that a step is are numbers in one tensor, which reach a GPU as one copy; ``batch`` computes the rest from them
+    there. Every row attends by itself, with the blocks of its sequence and its own length. ``index`` has, for each
+    bucket in use, where each row has its adapter in that stack, and ``logit_index`` the same for the last row of each
+    sequence. Padding rows have no adapter, and look at and write to ``scratch_block``, a block of the KV cache that no
+    sequence has.
     """
 
     def __init__(
         self,
-        rows: int,
-        blocks: int,
+        sizes: Sizes,
         *,
-        buckets: Iterable[int],
+        capacities: Mapping[int, int],
         scratch_block: int,
         block_size: int,
         device: torch.device,
     ) -> None:
+        """``capacities``: the positions of each bucket's stack."""
+        self._sizes = sizes
         self._scratch_block = scratch_block
-        self._scratch_place = scratch_block * block_size
-        self._numbers = torch.arange(rows, device=device)
-        self._group = AttentionGroup(
-            queries=torch.empty(rows, 1, dtype=torch.long, device=device),
-            blocks=torch.empty(rows, blocks, dtype=torch.long, device=device),
-            mask=torch.empty(rows, 1, blocks * block_size, dtype=torch.bool, device=device),
-            rows=torch.empty(rows, dtype=torch.long, device=device),
-            cells=self._numbers,
+        self._block_size = block_size
+        rows, sequences = sizes.rows, sizes.sequences
+        parts = [rows, rows, rows, sequences, (sequences + 1) * sizes.blocks]
+        self._tiles: list[tuple[int, int, int]] = []
+        for bucket, capacity in capacities.items():
+            for count in (rows, sequences):
+                tiles = most_tiles(count, capacity)
+                self._tiles.append((bucket, count, tiles))
+                parts += [count, _TILE * tiles]
+        self._staged = torch.empty(sum(parts), dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._numbers = torch.empty(sum(parts), dtype=torch.int32, device=device)
+        views: list[torch.Tensor] = list(torch.split(self._numbers, parts))
+        self._tokens, self._positions, self._owners, self._last, table, *indices = views
+        self._table = table.view(sequences + 1, sizes.blocks)
+        made = [RowIndex(own, tiles.view(-1, _TILE)) for own, tiles in zip(indices[::2], indices[1::2], strict=True)]
+        self.index = dict(zip(capacities, made[::2], strict=True))
+        self.logit_index = dict(zip(capacities, made[1::2], strict=True))
+
+    def fill(self, chunks: Many[Chunk], positions: Mapping[int, Many[int]]) -> None:
+        """Have a step's rows in front and padding behind them.
+
+        ``positions``: for each bucket, the position of each chunk's adapter in its stack, or -1. What was filled in
+        before must have been computed.
+        """
+        sizes = self._sizes
+        tokens, places, owners, last = array("i"), array("i"), array("i"), array("i")
+        table = array("i")
+        for i, chunk in enumerate(chunks):
+            tokens.extend(chunk.sequence.tokens[chunk.start : chunk.end])
+            places.extend(range(chunk.start, chunk.end))
+            owners.extend([i] * chunk.count)
+            last.append(len(tokens) - 1)
+            blocks = chunk.sequence.blocks[: sizes.blocks]
+            table.extend(blocks)
+            table.extend([self._scratch_block] * (sizes.blocks - len(blocks)))
+        rows, padding = len(tokens), sizes.rows - len(tokens)
+        missing = sizes.sequences - len(chunks)
+        tokens.extend([0] * padding)
+        places.extend([0] * padding)
+        # The sequence behind all others is padding, whatever there is.
+        owners.extend([sizes.sequences] * padding)
+        last.extend([0] * missing)
+        table.extend([self._scratch_block] * ((missing + 1) * sizes.blocks))
+        numbers = tokens + places + owners + last + table
+        for bucket, count, most in self._tiles:
+            own = positions[bucket]
+            if count == sizes.rows and rows != len(chunks):
+                own = [position for position, chunk in zip(own, chunks, strict=True) for _ in range(chunk.count)]
+            numbers.extend(own)
+            numbers.extend([-1] * (count - len(own)))
+            tiles = tile_rows(own)
+            for tile in tiles:
+                numbers.extend(tile)
+            numbers.extend([0] * (_TILE * (most - len(tiles))))
+        self._staged.copy_(torch.frombuffer(numbers, dtype=torch.int32))
+        self._numbers.copy_(self._staged, non_blocking=True)
+
+    def batch(self) -> Batch:
+        """The step that was filled in; to be computed with it."""
+        size, device = self._block_size, self._numbers.device
+        numbers = torch.arange(self._sizes.rows, device=device)
+        positions = self._positions.long()
+        table = self._table[self._owners.long()]
+        blocks = table.gather(1, (positions // size)[:, None])[:, 0]
+        context = torch.arange(self._sizes.blocks * size, device=device)
+        group = AttentionGroup(
+            queries=numbers[:, None],
+            blocks=table,
+            mask=(context <= positions[:, None])[:, None],
+            rows=numbers,
+            cells=numbers,
+            lengths=self._positions + 1,
         )
-        self.batch = Batch(
-            tokens=torch.zeros(1, rows, dtype=torch.long, device=device),
-            positions=torch.zeros(1, rows, dtype=torch.long, device=device),
-            places=torch.empty(rows, dtype=torch.long, device=device),
-            groups=[self._group],
+        return Batch(
+            tokens=self._tokens.long()[None],
+            positions=positions[None],
+            places=blocks.long() * size + positions % size,
+            groups=[group],
             adapters=[],
-            logit_rows=self._numbers,
+            logit_rows=self._last.long(),
             logit_adapters=[],
             wanted=[],
         )
-        self.positions = {bucket: torch.empty(rows, dtype=torch.int32, device=device) for bucket in buckets}
-
-    def fill(self, batch: Batch, positions: Mapping[int, list[int]]) -> None:
-        """Have a step's rows in front and padding behind them.
-
-        ``batch`` is a decode step with one attention group; ``positions`` has a list of its rows for each bucket.
-        """
-        (theirs,), own, rows = batch.groups, self._group, batch.tokens.shape[1]
-        self.batch.tokens[:, :rows] = batch.tokens
-        self.batch.positions[:, :rows] = batch.positions
-        self.batch.places[:rows] = batch.places
-        self.batch.places[rows:] = self._scratch_place
-        for mine, other in ((own.queries[:, 0], theirs.queries[:, 0]), (own.rows, theirs.rows)):
-            mine[:rows] = other
-            mine[rows:] = self._numbers[rows:]
-        own.blocks.fill_(self._scratch_block)
-        own.blocks[:rows, : theirs.blocks.shape[1]] = theirs.blocks
-        own.mask.zero_()
-        own.mask[:rows, :, : theirs.mask.shape[2]] = theirs.mask
-        own.mask[rows:, :, 0] = True
-        for bucket, mine in self.positions.items():
-            mine[:rows] = torch.tensor(positions[bucket], dtype=torch.int32, device=mine.device)
-            mine[rows:] = -1

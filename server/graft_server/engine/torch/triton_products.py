@@ -1,7 +1,8 @@
-"""The products of ``indexed.py`` as two Triton kernels (shrink and expand of Punica: Chen et al. 2023).
+"""The products of ``indexed.py`` as two Triton kernels (shrink and expand of SGMV in Punica: Chen et al. 2023).
 
-A program of the first multiplies a part of one row by its adapter's weights; one of the second takes the sum of the
-parts to some of the outputs. Sums are in fp32 and always in the same order: an answer does not depend on timing.
+A program of the first multiplies a part of a tile's inputs by its adapter's weights; one of the second takes the sum of
+the parts to some of the outputs. Weights are read once a tile, not once a row. Sums are in fp32 and always in the same
+order: an answer does not depend on timing.
 """
 
 from __future__ import annotations
@@ -10,77 +11,112 @@ import torch
 import triton
 import triton.language as tl
 
-#: Inputs of one program of the first product, and of one of its rounds.
-_SPLIT = 512
-_ROUND = 64
+from graft_server.engine.torch.indexed import TILE_ROWS, RowIndex
+
+#: Parts of the first product at most: each is a program, and each program of the second reads them all.
+_PARTS = 8
+#: Inputs of one program of the first product at least, and of one of its rounds.
+_LEAST_SPLIT = 256
+_ROUND = 128
 #: Outputs of one program of the second.
-_OUTPUTS = 128
+_OUTPUTS = 256
+#: The matrix units multiply by no less.
+_LEAST_SIDE = 16
+#: Warps of a program of the first product, and of the second.
+_SHRINK_WARPS = 4
+_EXPAND_WARPS = 4
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _shrink(  # type: ignore[no-untyped-def]
-    x, down, positions, hidden, width, columns, rows,
-    split: tl.constexpr, round_: tl.constexpr, padded_columns: tl.constexpr,
+    x, down, tiles, hidden, width, columns, rows,
+    split: tl.constexpr, round_: tl.constexpr, padded_columns: tl.constexpr, tile_rows: tl.constexpr,
+    precision: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0)
+    tile = tl.program_id(0)
     part = tl.program_id(1)
-    position = tl.load(positions + row).to(tl.int64)
-    if position < 0:
+    count = tl.load(tiles + 3 * tile + 2)
+    if count == 0:
         return
+    position = tl.load(tiles + 3 * tile).to(tl.int64)
+    first = tl.load(tiles + 3 * tile + 1)
+    m = tl.arange(0, tile_rows)
     column = tl.arange(0, padded_columns)
-    total = tl.zeros((padded_columns,), dtype=tl.float32)
+    total = tl.zeros((tile_rows, padded_columns), dtype=tl.float32)
     for start in range(0, split, round_):
         i = part * split + start + tl.arange(0, round_)
-        inputs = tl.load(x + row * width + i, mask=i < width, other=0.0).to(tl.float32)
+        inputs = tl.load(
+            x + (first + m)[:, None] * width + i[None, :], mask=(m < count)[:, None] & (i < width)[None, :], other=0.0
+        )
         weights = tl.load(
             down + (position * width + i[:, None]) * columns + column[None, :],
             mask=(i[:, None] < width) & (column[None, :] < columns),
             other=0.0,
-        ).to(tl.float32)
-        total += tl.sum(inputs[:, None] * weights, axis=0)
-    tl.store(hidden + (part * rows + row) * columns + column, total, mask=column < columns)
+        )
+        total = tl.dot(inputs, weights, total, input_precision=precision)
+    place = (part * rows + first + m)[:, None] * columns + column[None, :]
+    tl.store(hidden + place, total, mask=(m < count)[:, None] & (column < columns)[None, :])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _expand(  # type: ignore[no-untyped-def]
-    output, hidden, up, positions, out, rank, parts, part_stride, row_stride,
-    outputs: tl.constexpr, padded_rank: tl.constexpr,
+    output, hidden, up, tiles, out, rank, part_stride, row_stride,
+    parts: tl.constexpr, outputs: tl.constexpr, padded_rank: tl.constexpr, tile_rows: tl.constexpr,
+    precision: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0)
-    position = tl.load(positions + row).to(tl.int64)
-    if position < 0:
+    tile = tl.program_id(0)
+    count = tl.load(tiles + 3 * tile + 2)
+    if count == 0:
         return
+    position = tl.load(tiles + 3 * tile).to(tl.int64)
+    first = tl.load(tiles + 3 * tile + 1)
+    m = tl.arange(0, tile_rows)
     r = tl.arange(0, padded_rank)
     n = tl.program_id(1) * outputs + tl.arange(0, outputs)
-    sums = tl.zeros((padded_rank,), dtype=tl.float32)
-    for part in range(parts):
-        sums += tl.load(hidden + part * part_stride + row * row_stride + r, mask=r < rank, other=0.0)
     weights = tl.load(
         up + (position * rank + r[:, None]) * out + n[None, :],
         mask=(r[:, None] < rank) & (n[None, :] < out),
         other=0.0,
-    ).to(tl.float32)
-    before = tl.load(output + row * out + n, mask=n < out, other=0.0).to(tl.float32)
-    after = before + tl.sum(sums[:, None] * weights, axis=0)
-    tl.store(output + row * out + n, after.to(output.dtype.element_ty), mask=n < out)
+    )
+    places = output + (first + m)[:, None] * out + n[None, :]
+    inside = (m < count)[:, None] & (n < out)[None, :]
+    before = tl.load(places, mask=inside, other=0.0).to(tl.float32)
+    sums = tl.zeros((tile_rows, padded_rank), dtype=tl.float32)
+    known = (m < count)[:, None] & (r < rank)[None, :]
+    for part in tl.static_range(parts):
+        sums += tl.load(
+            hidden + part * part_stride + (first + m)[:, None] * row_stride + r[None, :], mask=known, other=0.0
+        )
+    after = tl.dot(sums, weights.to(tl.float32), before, input_precision=precision)
+    tl.store(places, after.to(output.dtype.element_ty), mask=inside)
 
 
 class TritonProducts:
-    def shrink(self, x: torch.Tensor, down: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def shrink(self, x: torch.Tensor, down: torch.Tensor, index: RowIndex) -> torch.Tensor:
         x = x.contiguous()
         rows, width = x.shape
         columns = down.shape[2]
-        parts = triton.cdiv(width, _SPLIT)
+        split = max(_LEAST_SPLIT, triton.next_power_of_2(triton.cdiv(width, _PARTS)))
+        parts = triton.cdiv(width, split)
         hidden = torch.empty(parts, rows, columns, dtype=torch.float32, device=x.device)
-        padded = triton.next_power_of_2(columns)
-        _shrink[rows, parts](x, down, positions, hidden, width, columns, rows, _SPLIT, _ROUND, padded)
+        _shrink[len(index.tiles), parts](
+            x, down, index.tiles, hidden, width, columns, rows,
+            split, _ROUND, _side(columns), TILE_ROWS, _precision(x), num_warps=_SHRINK_WARPS,
+        )  # fmt: skip
         return hidden
 
-    def expand_add(self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, positions: torch.Tensor) -> None:
-        rows, out = output.shape
-        rank = up.shape[1]
-        grid = (rows, triton.cdiv(out, _OUTPUTS))
-        _expand[grid](
-            output, hidden, up, positions, out, rank, len(hidden), hidden.stride(0), hidden.stride(1),
-            _OUTPUTS, triton.next_power_of_2(rank),
+    def expand_add(self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, index: RowIndex) -> None:
+        out, rank = up.shape[2], up.shape[1]
+        _expand[len(index.tiles), triton.cdiv(out, _OUTPUTS)](
+            output, hidden, up, index.tiles, out, rank, hidden.stride(0), hidden.stride(1),
+            len(hidden), _OUTPUTS, _side(rank), TILE_ROWS, _precision(output), num_warps=_EXPAND_WARPS,
         )  # fmt: skip
+
+
+def _side(count: int) -> int:
+    return max(_LEAST_SIDE, int(triton.next_power_of_2(count)))
+
+
+def _precision(like: torch.Tensor) -> str:
+    """Products of fp32 models are exact; tf32 has more bits than the weights of the others."""
+    return "ieee" if like.dtype == torch.float32 else "tf32"

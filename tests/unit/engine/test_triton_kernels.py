@@ -1,0 +1,37 @@
+"""The Triton kernels, run by Triton's interpreter where there is no GPU, against plain torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.torch
+
+TESTS = Path(__file__).parents[2]
+
+
+def check(name: str) -> str:
+    """What a check of ``support/triton_checks.py`` prints."""
+    pytest.importorskip("triton", reason="triton is not installed; it comes with torch's CUDA builds")
+    import torch
+
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if not torch.cuda.is_available():
+        environment["TRITON_INTERPRET"] = "1"
+    code = f"from support.triton_checks import {name}; {name}()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_products_equal_plain_ones() -> None:
+    assert check("check_all_products").startswith("refused: results differ by ")
+
+
+def test_attention_equals_plain_attention() -> None:
+    assert check("check_attention").count("equal:") == 12
