@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     kv_cache_mib: int = Field(1024, ge=16, description="Memory of the KV cache, in MiB.")
     cuda_graphs: bool = Field(
         True,
-        description="On CUDA, the torch engine replays decode steps as CUDA graphs, if that works at its start.",
+        description="On CUDA, the torch engine replays steps of few tokens as CUDA graphs, if that works at its start.",
     )
     host_cache_mib: int = Field(
         1024, ge=1, description="Host memory for adapters that have been read but are in no slot, in MiB."

@@ -3,11 +3,22 @@ imported, and without a GPU its interpreter must be asked for."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import torch
 
+from graft_server.engine.base import GenerateRequest, PromptInput, SamplingParams
+from graft_server.engine.messages import EngineConfig
+from graft_server.engine.torch.engine import TorchEngine
 from graft_server.engine.torch.indexed import RowIndex, check_products, require_close
 from graft_server.engine.torch.triton_attention import triton_attention
 from graft_server.engine.torch.triton_products import TritonProducts
+from support.adapters import methods
+from support.plain_models import PlainModels
+from support.recorder import Recorder, drain
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 #: The interpreter can't multiply bfloat16.
@@ -52,3 +63,43 @@ def check_attention() -> None:
                     )
                     require_close(got[row], expected.view(9, 40), tolerance)
                 print("equal:", dtype, width, window)
+
+
+class Again:
+    """A recording that computes anew: what the interpreter does is no operation of torch that could be recorded."""
+
+    def __init__(self, compute: Callable[[], torch.Tensor]) -> None:
+        self._compute = compute
+        self.result = compute()
+
+    def replay(self) -> None:
+        self.result.copy_(self._compute())
+
+
+def record_again(compute: Callable[[], torch.Tensor]) -> tuple[Again, torch.Tensor]:
+    again = Again(compute)
+    return again, again.result
+
+
+def check_engine() -> None:
+    """An engine whose steps run on the kernels gives the plain models' answers, prompts in pieces included."""
+    kinds: list[tuple[str, dict[str, Any]]] = [("lora", {"r": 4}), ("dora", {"r": 16}), ("rslora", {"r": 8})]
+    prompts = ("Turn off the lights in the kitchen, please.", "Hello")
+    with tempfile.TemporaryDirectory() as folder:
+        models = PlainModels(Path(folder), kinds)
+        events = Recorder()
+        config = EngineConfig(
+            "torch", str(models.base.path), "", device="cpu", dtype="float32", kv_cache_mib=16, max_batch_tokens=33
+        )
+        engine = TorchEngine(models.base, config, methods(), events)
+        engine.runner.replay_decoding(record_again, TritonProducts(), triton_attention)
+        asked = [(adapter, prompt) for prompt in prompts for adapter in range(len(kinds) + 1)]
+        for i, (adapter, prompt) in enumerate(asked):
+            sampling = SamplingParams(max_tokens=10, ignore_eos=True)
+            engine.submit(GenerateRequest(str(i), PromptInput(text=prompt), sampling, models.adapters[adapter]))
+        drain(engine)
+        assert not events.errors
+        for i, (adapter, prompt) in enumerate(asked):
+            assert events.text(str(i)) == models.answer(adapter, prompt, 10), (adapter, prompt)
+        assert engine.runner.graphs is not None
+        print("replayed:", engine.runner.graphs.replays)

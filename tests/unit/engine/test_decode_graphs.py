@@ -1,4 +1,4 @@
-"""A recorded decode step is given up when what it was recorded of changes, and is right for any rows and contexts."""
+"""A recorded step is given up when what it was recorded of changes, and is right for any rows and contexts."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 ]
 BOTTLENECK = len(KINDS)
 NEW_TOKENS = 24
+#: A step of a shape is recorded when it comes for this time.
+OFTEN = 4
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> PlainModels:
 
 
 class Replaying:
-    """A torch engine whose decode steps are recorded and replayed."""
+    """A torch engine whose steps are recorded and replayed."""
 
     def __init__(self, models: PlainModels, device: str = "cpu") -> None:
         from graft_server.engine.messages import EngineConfig
@@ -84,6 +86,13 @@ def test_rows_that_leave_become_padding_and_contexts_outgrow_a_recording(models:
     assert replaying.replays > 20
     # 130 tokens are more than the shortest context of a recording has room for.
     replaying.check([(1, "Turn off the lights", 140)])
+
+
+def test_prompts_are_replayed_too(models: PlainModels) -> None:
+    replaying = Replaying(models)
+    for i in range(8):
+        replaying.check([(0, f"Number {i} is", 1), (0, f"Number {i} was not", 1)])
+    assert replaying.replays == 8 - OFTEN
 
 
 def test_a_batch_with_a_bottleneck_is_computed_as_usual(models: PlainModels) -> None:

@@ -56,7 +56,6 @@ class StaticStep:
                 tiles = most_tiles(count, capacity)
                 self._tiles.append((bucket, count, tiles))
                 parts += [count, _TILE * tiles]
-        self._staged = torch.empty(sum(parts), dtype=torch.int32, pin_memory=device.type == "cuda")
         self._numbers = torch.empty(sum(parts), dtype=torch.int32, device=device)
         views: list[torch.Tensor] = list(torch.split(self._numbers, parts))
         self._tokens, self._positions, self._owners, self._last, table, *indices = views
@@ -68,8 +67,7 @@ class StaticStep:
     def fill(self, chunks: Many[Chunk], positions: Mapping[int, Many[int]]) -> None:
         """Have a step's rows in front and padding behind them.
 
-        ``positions``: for each bucket, the position of each chunk's adapter in its stack, or -1. What was filled in
-        before must have been computed.
+        ``positions``: for each bucket, the position of each chunk's adapter in its stack, or -1.
         """
         sizes = self._sizes
         tokens, places, owners, last = array("i"), array("i"), array("i"), array("i")
@@ -101,8 +99,8 @@ class StaticStep:
             for tile in tiles:
                 numbers.extend(tile)
             numbers.extend([0] * (_TILE * (most - len(tiles))))
-        self._staged.copy_(torch.frombuffer(numbers, dtype=torch.int32))
-        self._numbers.copy_(self._staged, non_blocking=True)
+        # Waits for the copy: nobody else waits for a step in the middle of a prompt before the next one comes here.
+        self._numbers.copy_(torch.frombuffer(numbers, dtype=torch.int32))
 
     def batch(self) -> Batch:
         """The step that was filled in; to be computed with it."""
