@@ -92,7 +92,7 @@ def check_engine() -> None:
             "torch", str(models.base.path), "", device="cpu", dtype="float32", kv_cache_mib=16, max_batch_tokens=33
         )
         engine = TorchEngine(models.base, config, methods(), events)
-        engine.runner.replay_decoding(record_again, TritonProducts(), triton_attention)
+        engine.runner.replay_steps(record_again, TritonProducts(), triton_attention)
         asked = [(adapter, prompt) for prompt in prompts for adapter in range(len(kinds) + 1)]
         for i, (adapter, prompt) in enumerate(asked):
             sampling = SamplingParams(max_tokens=10, ignore_eos=True)

@@ -218,7 +218,7 @@ def test_any_mixture_in_any_order_with_reuse_chunks_preemption_eviction_and_abor
             engine.runner.mixer.native = None
         engine.tells_behind = behind
         if recorded and TEST_DEVICE == "cpu":
-            engine.runner.replay_decoding(record_operations, GatheredProducts())
+            engine.runner.replay_steps(record_operations, GatheredProducts())
         _run(rig, engine, arrivals, scoring=not small)
         assert not events.errors
         for i, arrival in enumerate(arrivals):

@@ -43,5 +43,5 @@ def test_attention_equals_plain_attention() -> None:
 
 def test_an_engine_on_the_kernels_gives_the_plain_models_answers() -> None:
     if on_cuda():
-        pytest.skip("on a CUDA device the engine's own recordings are tested, in test_decode_graphs")
+        pytest.skip("on a CUDA device the engine's own recordings are tested, in test_step_graphs")
     assert int(check("check_engine").removeprefix("replayed: ")) > 0

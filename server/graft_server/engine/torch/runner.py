@@ -19,13 +19,13 @@ from graft_server.engine.base import EngineUnavailableError
 from graft_server.engine.torch.attention import NAME, DecodeAttention, KVCache, Step
 from graft_server.engine.torch.batch import Batch, build_batch
 from graft_server.engine.torch.block_pool import BlockPool
-from graft_server.engine.torch.decode_graphs import OFTEN, CudaGraphs, DecodeGraphs, Record
 from graft_server.engine.torch.indexed import Products, check_products, require_close
 from graft_server.engine.torch.mixer import Mixer
 from graft_server.engine.torch.norms import fuse_norms
 from graft_server.engine.torch.packed import pack_linears
 from graft_server.engine.torch.rows import MixedRows
 from graft_server.engine.torch.sequence import BASE, Chunk, Sequence
+from graft_server.engine.torch.step_graphs import OFTEN, CudaGraphs, Record, StepGraphs
 
 BLOCK_SIZE = 16
 
@@ -46,7 +46,7 @@ class ModelRunner:
         pack_linears(model, head)
         self.mixer = Mixer(model, blocks=transformer_blocks(model), head=head)
         #: Replays steps of few tokens, where that has been begun.
-        self.graphs: DecodeGraphs | None = None
+        self.graphs: StepGraphs | None = None
         self._step = Step(KVCache(1, BLOCK_SIZE, self.dtype, self.device))
         bytes_per_token = self._try_out()
         if self.device.type == "cuda":
@@ -58,10 +58,10 @@ class ModelRunner:
         if cuda_graphs and self.device.type == "cuda":
             self._try_graphs()
 
-    def replay_decoding(self, record: Record, products: Products, attention: DecodeAttention | None = None) -> None:
+    def replay_steps(self, record: Record, products: Products, attention: DecodeAttention | None = None) -> None:
         """From now on record steps of few tokens and replay them."""
         self._step.decode = attention
-        self.graphs = DecodeGraphs(
+        self.graphs = StepGraphs(
             self._mixed,
             self.mixer,
             products,
@@ -171,7 +171,7 @@ class ModelRunner:
             chunks = self._decoding()
             _, expected = self.forward(chunks)
             usual = _seconds(lambda: self.forward(chunks))
-            self.replay_decoding(CudaGraphs(), TritonProducts(), triton_attention)
+            self.replay_steps(CudaGraphs(), TritonProducts(), triton_attention)
             for _ in range(OFTEN):
                 self.forward(chunks)
             replayed = _seconds(lambda: self.forward(chunks))
@@ -181,11 +181,15 @@ class ModelRunner:
             require_close(logits, expected, self._tolerance)
         except Exception as error:  # whatever a driver, a compiler or a library has to say
             self.graphs = None
-            logger.warning("decode steps are not replayed as CUDA graphs: %s", error)
+            logger.warning("steps are not replayed as CUDA graphs: %s", error)
             return
         if replayed >= usual:
             self.graphs = None
-        logger.info("a decode step takes %.1f ms, %.1f ms replayed as a CUDA graph", 1e3 * usual, 1e3 * replayed)
+        logger.info(
+            "a step of two sequences that decode takes %.1f ms, %.1f ms replayed as a CUDA graph",
+            1e3 * usual,
+            1e3 * replayed,
+        )
 
     def _decoding(self) -> list[Chunk]:
         """Two sequences behind prompts of different lengths that are in the cache, for a step to try out."""

@@ -11,10 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
+from graft_server.engine.torch.triton_shapes import padded_side, product_precision
+
 #: Programs that fill a GPU, about; and the least of a context that is worth one of its own.
 _PROGRAMS = 512
 _LEAST_PART = 256
-_LEAST_SIDE = 16
 #: Places that a program looks at together, and its warps: where there are many programs, and where there are few.
 _MANY = (64, 2)
 _FEW = (128, 4)
@@ -115,19 +116,15 @@ def triton_attention(
     divided = (parts, rows, heads) if parts > 1 else (0, 0, 0)
     partial = torch.empty(*divided, value_dim, dtype=torch.float32, device=query.device)
     weights = torch.empty(*divided, 2, dtype=torch.float32, device=query.device)
-    padded_value = _side(value_dim)
+    padded_value = padded_side(value_dim)
     _attend[rows, kv_heads, parts](
         query, keys, values, blocks, lengths, output, partial, weights, scale,
         context if window is None else window, blocks.shape[1],
         rows, kv_heads, fold, head_dim, value_dim, block_size,
-        part_places, parts, round_, _side(fold), _side(head_dim), padded_value,
-        "ieee" if query.dtype == torch.float32 else "tf32", num_warps=warps,
+        part_places, parts, round_, padded_side(fold), padded_side(head_dim), padded_value,
+        product_precision(query), num_warps=warps,
     )  # fmt: skip
     if parts > 1:
         padded_parts = int(triton.next_power_of_2(parts))
         _combine[(rows * heads,)](output, partial, weights, rows * heads, value_dim, parts, padded_parts, padded_value)
     return output
-
-
-def _side(count: int) -> int:
-    return max(_LEAST_SIDE, int(triton.next_power_of_2(count)))

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from graft_server.engine.torch.indexed import TILE_ROWS, RowIndex
+from graft_server.engine.torch.triton_shapes import padded_side, product_precision
 
 #: Parts of the first product at most: each is a program, and each program of the second reads them all.
 _PARTS = 8
@@ -20,8 +21,6 @@ _LEAST_SPLIT = 256
 _ROUND = 128
 #: Outputs of one program of the second.
 _OUTPUTS = 256
-#: The matrix units multiply by no less.
-_LEAST_SIDE = 16
 #: Warps of a program of the first product, and of the second.
 _SHRINK_WARPS = 4
 _EXPAND_WARPS = 4
@@ -101,7 +100,7 @@ class TritonProducts:
         hidden = torch.empty(parts, rows, columns, dtype=torch.float32, device=x.device)
         _shrink[len(index.tiles), parts](
             x, down, index.tiles, hidden, width, columns, rows,
-            split, _ROUND, _side(columns), TILE_ROWS, _precision(x), num_warps=_SHRINK_WARPS,
+            split, _ROUND, padded_side(columns), TILE_ROWS, product_precision(x), num_warps=_SHRINK_WARPS,
         )  # fmt: skip
         return hidden
 
@@ -109,14 +108,5 @@ class TritonProducts:
         out, rank = up.shape[2], up.shape[1]
         _expand[len(index.tiles), triton.cdiv(out, _OUTPUTS)](
             output, hidden, up, index.tiles, out, rank, hidden.stride(0), hidden.stride(1),
-            len(hidden), _OUTPUTS, _side(rank), TILE_ROWS, _precision(output), num_warps=_EXPAND_WARPS,
+            len(hidden), _OUTPUTS, padded_side(rank), TILE_ROWS, product_precision(output), num_warps=_EXPAND_WARPS,
         )  # fmt: skip
-
-
-def _side(count: int) -> int:
-    return max(_LEAST_SIDE, int(triton.next_power_of_2(count)))
-
-
-def _precision(like: torch.Tensor) -> str:
-    """Products of fp32 models are exact; tf32 has more bits than the weights of the others."""
-    return "ieee" if like.dtype == torch.float32 else "tf32"

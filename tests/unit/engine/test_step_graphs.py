@@ -47,7 +47,7 @@ class Replaying:
         config = EngineConfig("torch", str(models.base.path), "", device=device, dtype="float32", kv_cache_mib=16)
         self._engine = TorchEngine(models.base, config, methods(), self._events)
         if device == "cpu":
-            self._engine.runner.replay_decoding(record_operations, GatheredProducts())
+            self._engine.runner.replay_steps(record_operations, GatheredProducts())
         self._asked = 0
 
     @property

@@ -22,6 +22,10 @@ from graft_server.engine.torch.static_step import Sizes, StaticStep
 
 #: The shortest context of a recording, in blocks.
 _LEAST_BLOCKS = 8
+#: Rows of a recording at least, and of one with prompts: padding up to here costs next to nothing, since reading the
+#: weights takes the time, and fewer shapes are recorded.
+_LEAST_ROWS = 8
+_LEAST_ROWS_OF_PROMPTS = 64
 #: Rows of a recording at most. From about here on a step computes longer than Python takes to launch it.
 _MOST_ROWS = 512
 #: Places of context that the tokens of prompts look at, at most: in a recording every token reads its own.
@@ -29,7 +33,7 @@ _MOST_READ = 1 << 18
 #: A shape is recorded when it has come this often: recording takes as long as several steps.
 OFTEN = 4
 #: Recordings kept; each holds the logits of its sequences.
-_MOST_RECORDINGS = 32
+_MOST_RECORDINGS = 64
 
 Compute = Callable[[], torch.Tensor]
 
@@ -81,7 +85,7 @@ class Recording:
     logits: torch.Tensor
 
 
-class DecodeGraphs:
+class StepGraphs:
     """Recordings by shape, the least recently used given up first.
 
     ``scratch_block`` is a block of the KV cache that no sequence has: padding rows write there.
@@ -126,7 +130,12 @@ class DecodeGraphs:
             return None
         stacks = tuple((bucket, self._mixer.version(bucket)) for bucket in sorted(positions))
         most = max(-(-chunk.end // self._block_size) for chunk in chunks)
-        sizes = Sizes(_padded(rows), _padded(len(chunks)), max(_LEAST_BLOCKS, _padded(most)))
+        least = _LEAST_ROWS_OF_PROMPTS if rows > len(chunks) else _LEAST_ROWS
+        sizes = Sizes(
+            rows=max(least, _padded(rows)),
+            sequences=max(_LEAST_ROWS, _padded(len(chunks))),
+            blocks=max(_LEAST_BLOCKS, _padded(most)),
+        )
         shape = Shape(sizes, stacks)
         recording = self._recordings.get(shape)
         if recording is not None:
