@@ -37,6 +37,9 @@ class Counter:
     def error(self, request_id: str, error: EngineError) -> None:
         raise error
 
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
 
 class DirectEngine:
     """A ``TorchEngine`` in this thread."""

@@ -39,6 +39,9 @@ class Recorder:
     def error(self, request_id: str, error: EngineError) -> None:
         self.errors[request_id] = error
 
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
     def text(self, request_id: str) -> str:
         return "".join(delta.text for delta in self.deltas[request_id])
 

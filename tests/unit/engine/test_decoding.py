@@ -80,6 +80,38 @@ def plain(loop: Loop) -> str:
     return text
 
 
+def test_tokens_are_passed_on_while_the_next_step_is_computed(base: BaseModel) -> None:
+    loop = Loop(base)
+    loop.engine.tells_behind = True
+    passed: list[int] = []
+    loop.events.flush = lambda: passed.append(len(loop.events.deltas["told"]))  # type: ignore[method-assign]
+    loop.submit("told", max_tokens=4, logit_bias={loop.ids("a")[0]: 100.0})
+    told: list[int] = []
+    while not loop.engine.idle:
+        loop.engine.step()
+        told.append(len(loop.events.deltas.get("told", [])))
+    # With the last step there is no next one to wait for.
+    assert told == [0, 1, 2, 4]
+    assert passed == [1, 2, 3, 4]
+    assert loop.events.text("told") == "aaaa"
+    loop.engine.check_integrity()
+
+
+def test_an_answer_given_up_is_not_told_to_its_end(base: BaseModel) -> None:
+    loop = Loop(base)
+    loop.engine.tells_behind = True
+    loop.submit("kept", max_tokens=8, ignore_eos=True)
+    loop.submit("given up", max_tokens=8, ignore_eos=True)
+    for _ in range(3):
+        loop.engine.step()
+    told = list(loop.events.deltas["given up"])
+    loop.engine.abort("given up")
+    drain(loop.engine)
+    assert loop.events.deltas["given up"] == told
+    assert loop.events.deltas["kept"][-1].completion_tokens == 8
+    loop.engine.check_integrity()
+
+
 def test_a_bias_of_100_decides_every_token(loop: Loop) -> None:
     (token,) = loop.ids("q")
     assert loop.text(logit_bias={token: 100.0}, temperature=1.0) == "q" * 12

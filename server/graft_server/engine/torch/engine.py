@@ -382,9 +382,13 @@ class TorchEngine:
 
     def _tell_all(self) -> None:
         """Report what was drawn and is not reported yet."""
+        if not self._untold:
+            return
         for answer, drawn in self._untold:
             self._report(answer, answer.tell(drawn))
         self._untold.clear()
+        if self.tells_behind:
+            self._events.flush()
 
     def _tell(self, answer: Answer, drawn: Drawn) -> None:
         """Report a token of an answer that may end by what it says."""

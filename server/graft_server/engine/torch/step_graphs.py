@@ -26,7 +26,7 @@ _LEAST_BLOCKS = 8
 #: weights takes the time, and fewer shapes are recorded.
 _LEAST_ROWS = 8
 _LEAST_ROWS_OF_PROMPTS = 64
-#: Rows of a recording at most. From about here on a step computes longer than Python takes to launch it.
+#: Rows of a recording with prompts at most. From about here on a step computes longer than Python takes to launch it.
 _MOST_ROWS = 512
 #: Places of context that the tokens of prompts look at, at most: in a recording every token reads its own.
 _MOST_READ = 1 << 18
@@ -123,7 +123,7 @@ class StepGraphs:
         """
         rows = sum(chunk.count for chunk in chunks)
         prompts = sum((chunk.count - 1) * chunk.end for chunk in chunks)
-        if rows > _MOST_ROWS or prompts > _MOST_READ or not all(_is_plain(chunk) for chunk in chunks):
+        if rows > max(_MOST_ROWS, len(chunks)) or prompts > _MOST_READ or not all(map(_is_plain, chunks)):
             return None
         positions = self._mixer.positions([chunk.sequence.adapter for chunk in chunks])
         if positions is None:
