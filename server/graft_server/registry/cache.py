@@ -71,6 +71,8 @@ class CachedStore(ArtefactStore):
         found = [*self.artefacts.glob("*/*"), *self.datasets.iterdir(), *self.kept_files.iterdir()]
         for folder in sorted(found, key=lambda folder: folder.stat().st_mtime):
             self._enter(folder, _size(folder))
+        if self._bytes > self._budget:
+            self._evict_soon()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

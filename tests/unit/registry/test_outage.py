@@ -136,7 +136,6 @@ def test_who_lost_the_right_to_write_removes_nothing_that_another_stored_again(
 ):
     url, store = postgres.new_database(), f"memory://{tmp_path.name}/again"
     first, second = (Registry.open(tmp_path / name, url, store) for name in ("a", "b"))
-    monkeypatch.setattr("graft_server.registry.database.IDLE_WRITER_MS", 500)
     folder, listed = make_folder(), ObjectStore._list
 
     def add(registry: Registry) -> str:
@@ -145,6 +144,10 @@ def test_who_lost_the_right_to_write_removes_nothing_that_another_stored_again(
     def stalled(self: ObjectStore, key: str) -> Any:
         found = listed(self, key)
         monkeypatch.setattr(ObjectStore, "_list", listed)
+        # As the database does with a writer that stands still for too long.
+        with psycopg.connect(url, autocommit=True) as connection:
+            writers = "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted"
+            assert connection.execute(writers).fetchall() == [(True,)]
         assert add(second) == dataset
         return found
 
