@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft_server.engine.torch.sequence import Chunk, Sequence
@@ -28,15 +28,18 @@ def chunks_of(parts: list[tuple[int, int, int]]) -> list[Chunk]:
     return chunks
 
 
-@given(parts_, parts_)
-def test_every_row_is_where_it_belongs(before: list[tuple[int, int, int]], parts: list[tuple[int, int, int]]) -> None:
+@settings(deadline=None)  # the first example imports torch
+@given(parts_, parts_, st.sampled_from([8, 128]))
+def test_every_row_is_where_it_belongs(
+    before: list[tuple[int, int, int]], parts: list[tuple[int, int, int]], sequences: int
+) -> None:
     import torch
 
     from graft_server.engine.torch.indexed import TILE_ROWS
     from graft_server.engine.torch.static_step import Sizes, StaticStep
 
     step = StaticStep(
-        Sizes(rows=128, sequences=8, blocks=8),
+        Sizes(rows=128, sequences=sequences, blocks=8),
         capacities={BUCKET: CAPACITY},
         scratch_block=SCRATCH,
         block_size=BLOCK,

@@ -51,10 +51,10 @@ class KVCache:
 
 
 class DecodeAttention(Protocol):
-    """Attention of one query a sequence over its own blocks.
+    """Attention of rows that each look at blocks of their own, as sequences that decode do.
 
     ``query``: ``[B, heads, head_dim]``; ``keys``, ``values``: a layer of the cache; ``blocks``: ``[B, L / block_size]``
-    (int32); ``lengths``: ``[B]`` (int32), how many places of its blocks a query sees, or of them the last ``window``.
+    (int32); ``lengths``: ``[B]`` (int32), how many places of its blocks a row sees, or of them the last ``window``.
     Returns ``[B, heads, value_dim]``.
     """
 
@@ -77,7 +77,7 @@ class Step:
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
         self.batch: Batch | None = None
-        #: Computes the groups whose sequences have a length, where there is such a kernel.
+        #: Computes batches whose rows have a length each, where there is such a kernel.
         self.decode: DecodeAttention | None = None
 
 
@@ -112,9 +112,9 @@ def paged_attention(
     values.view(-1, kv_heads, value_dim).index_copy_(0, batch.places, value[0].transpose(0, 1))
     flat_query = query[0].transpose(0, 1)
     scale = head_dim**-0.5 if scaling is None else scaling
-    if graft_step.decode is not None and len(batch.groups) == 1 and (lengths := batch.groups[0].lengths) is not None:
-        (group,) = batch.groups
-        decoded = graft_step.decode(flat_query, keys, values, group.blocks, lengths, scale=scale, window=sliding_window)
+    table, lengths = batch.groups[0].blocks, batch.groups[0].lengths
+    if graft_step.decode is not None and lengths is not None:
+        decoded = graft_step.decode(flat_query, keys, values, table, lengths, scale=scale, window=sliding_window)
         return decoded[None], None
     output = query.new_empty(rows, heads, value_dim)
     for group in batch.groups:

@@ -24,7 +24,7 @@ class AttentionGroup:
     ``queries``: ``[B, Q]`` rows of the packed batch. ``blocks``: ``[B, L / block_size]``. ``mask``: ``[B, Q, L]``, true
     where a query may look. ``rows``, ``cells``: for each real query, its packed row and its flat index in ``B x Q``.
     ``positions``: ``[B, L]``, where in its text each place stands; ``None`` if all stand where they lie. ``lengths``:
-    ``[B]`` (int32), how many places each sees, where every row of the batch in its order is a sequence's only query.
+    ``[B]`` (int32), how many places each sees, where the group is the batch's only one and each row attends by itself.
     """
 
     queries: torch.Tensor

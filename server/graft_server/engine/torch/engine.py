@@ -393,11 +393,10 @@ class TorchEngine:
     def _tell(self, answer: Answer, drawn: Drawn) -> None:
         """Report a token of an answer that may end by what it says."""
         delta = answer.tell(drawn)
-        if answer.ended:
+        fault = None if answer.matcher is None else answer.matcher.fault
+        if answer.ended or fault is not None:
             self._finish(answer)
-        if answer.matcher is not None and (fault := answer.matcher.fault) is not None:
-            if not answer.ended:
-                self._finish(answer)
+        if fault is not None:
             error = InvalidRequestError(f"the constraint can't be followed to the end of the answer: {fault}")
             self._events.error(answer.request.id, error)
             return

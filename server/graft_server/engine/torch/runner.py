@@ -28,6 +28,8 @@ from graft_server.engine.torch.sequence import BASE, Chunk, Sequence
 from graft_server.engine.torch.step_graphs import OFTEN, CudaGraphs, Record, StepGraphs
 
 BLOCK_SIZE = 16
+#: What ``_decoding`` takes.
+_LEAST_BLOCKS = 6
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class ModelRunner:
         bytes_per_token = self._try_out()
         if self.device.type == "cuda":
             fuse_norms(model, self._tolerance / 10)
-        blocks = max(6, kv_cache_bytes // (bytes_per_token * BLOCK_SIZE))
+        blocks = max(_LEAST_BLOCKS, kv_cache_bytes // (bytes_per_token * BLOCK_SIZE))
         self.pool = BlockPool(blocks, BLOCK_SIZE)
         # One block more: recorded steps write their padding there.
         self._step.cache = KVCache(blocks + 1, BLOCK_SIZE, self.dtype, self.device)

@@ -50,12 +50,10 @@ class StaticStep:
         self._block_size = block_size
         rows, sequences = sizes.rows, sizes.sequences
         parts = [rows, rows, rows, sequences, (sequences + 1) * sizes.blocks]
-        self._tiles: list[tuple[int, int, int]] = []
-        for bucket, capacity in capacities.items():
+        self._capacities = capacities
+        for capacity in capacities.values():
             for count in (rows, sequences):
-                tiles = most_tiles(count, capacity)
-                self._tiles.append((bucket, count, tiles))
-                parts += [count, _TILE * tiles]
+                parts += [count, _TILE * most_tiles(count, capacity)]
         self._numbers = torch.empty(sum(parts), dtype=torch.int32, device=device)
         views: list[torch.Tensor] = list(torch.split(self._numbers, parts))
         self._tokens, self._positions, self._owners, self._last, table, *indices = views
@@ -80,7 +78,7 @@ class StaticStep:
             blocks = chunk.sequence.blocks[: sizes.blocks]
             table.extend(blocks)
             table.extend([self._scratch_block] * (sizes.blocks - len(blocks)))
-        rows, padding = len(tokens), sizes.rows - len(tokens)
+        padding = sizes.rows - len(tokens)
         missing = sizes.sequences - len(chunks)
         tokens.extend([0] * padding)
         places.extend([0] * padding)
@@ -89,16 +87,16 @@ class StaticStep:
         last.extend([0] * missing)
         table.extend([self._scratch_block] * ((missing + 1) * sizes.blocks))
         numbers = tokens + places + owners + last + table
-        for bucket, count, most in self._tiles:
+        for bucket, capacity in self._capacities.items():
             own = positions[bucket]
-            if count == sizes.rows and rows != len(chunks):
-                own = [position for position, chunk in zip(own, chunks, strict=True) for _ in range(chunk.count)]
-            numbers.extend(own)
-            numbers.extend([-1] * (count - len(own)))
-            tiles = tile_rows(own)
-            for tile in tiles:
-                numbers.extend(tile)
-            numbers.extend([0] * (_TILE * (most - len(tiles))))
+            by_row = [position for position, chunk in zip(own, chunks, strict=True) for _ in range(chunk.count)]
+            for indexed, count in ((by_row, sizes.rows), (own, sizes.sequences)):
+                numbers.extend(indexed)
+                numbers.extend([-1] * (count - len(indexed)))
+                tiles = tile_rows(indexed)
+                for tile in tiles:
+                    numbers.extend(tile)
+                numbers.extend([0] * (_TILE * (most_tiles(count, capacity) - len(tiles))))
         # Waits for the copy: nobody else waits for a step in the middle of a prompt before the next one comes here.
         self._numbers.copy_(torch.frombuffer(numbers, dtype=torch.int32))
 

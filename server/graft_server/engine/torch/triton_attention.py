@@ -1,4 +1,4 @@
-"""Attention of one query a sequence over a paged KV cache, as Triton kernels.
+"""Attention of rows by themselves over a paged KV cache, as Triton kernels.
 
 Keys and values are read where they lie, and no more of them than a sequence has (PagedAttention: Kwon et al. 2023); a
 long context is divided among programs, whose results are put together by their softmax sums (Flash-Decoding: Dao et
