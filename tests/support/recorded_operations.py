@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from graft_server.engine.torch.indexed import GatheredProducts
+from graft_server.engine.torch.runner import ModelRunner
+
 
 class RecordedOperations:
     """Runs the recorded operations again, and none of the Python that led to them. Like a CUDA graph it can't be made
@@ -23,3 +26,12 @@ class RecordedOperations:
 def record_operations(compute: Callable[[], torch.Tensor]) -> tuple[RecordedOperations, torch.Tensor]:
     recorded = RecordedOperations(compute)
     return recorded, recorded.result
+
+
+def replay_operations(runner: ModelRunner) -> None:
+    """Have a runner record and replay its steps so. Norms are the model's own again: what C++ computes is no torch
+    operation."""
+    for module in runner.model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            vars(module).pop("forward", None)
+    runner.replay_steps(record_operations, GatheredProducts())

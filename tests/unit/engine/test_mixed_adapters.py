@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from graft_server.engine.base import (
 from graft_server.engine.torch.block_pool import BlockPool
 from support.adapters import greedy, methods
 from support.device import TEST_DEVICE
+from support.no_compiler import no_compiler
 from support.plain_models import KINDS, PlainModels
 from support.recorder import Recorder, drain
 
@@ -188,8 +190,7 @@ QUIET = [Arrival(step=0, adapter=0, prompt=prompt, scores=False, patience=None) 
 
 
 def test_any_mixture_in_any_order_with_reuse_chunks_preemption_eviction_and_aborts(rig: Rig) -> None:
-    from graft_server.engine.torch.indexed import GatheredProducts
-    from support.recorded_operations import record_operations
+    from support.recorded_operations import replay_operations
 
     seen: Counter[str] = Counter()
 
@@ -210,15 +211,14 @@ def test_any_mixture_in_any_order_with_reuse_chunks_preemption_eviction_and_abor
         arrivals: list[Arrival], budget: int, small: bool, slots: int, recorded: bool, native: bool, behind: bool
     ) -> None:
         events = Recorder()
-        engine = rig.engine(events, max_batch_tokens=budget, max_slots=slots, cuda_graphs=recorded)
+        with nullcontext() if native else no_compiler():
+            engine = rig.engine(events, max_batch_tokens=budget, max_slots=slots, cuda_graphs=recorded)
         if small:
             # So small a cache that the longest prompt just fits: sequences push each other out.
             engine.runner.pool = engine.scheduler.pool = BlockPool(9, 16)
-        if not native:
-            engine.runner.mixer.native = None
         engine.tells_behind = behind
         if recorded and TEST_DEVICE == "cpu":
-            engine.runner.replay_steps(record_operations, GatheredProducts())
+            replay_operations(engine.runner)
         _run(rig, engine, arrivals, scoring=not small)
         assert not events.errors
         for i, arrival in enumerate(arrivals):

@@ -26,7 +26,7 @@ def test_rows_equal_those_of_each_adapter_alone(
 ) -> None:
     import torch
 
-    from graft_server.engine.native_lora import NativeLayer, native_lora
+    from graft_server.engine.native.lora import NativeLayer, native_lora
     from graft_server.engine.torch.native_rows import NativeRows
     from graft_server.engine.torch.rows import Placed
     from graft_server.engine.torch.stack import LinearSite

@@ -69,7 +69,7 @@ def test_every_row_is_in_one_group_and_padding_is_bounded(case: Case) -> None:
 def test_products_equal_those_of_each_row_alone(case: Case, seed: int) -> None:
     import torch
 
-    from graft_server.engine.native_lora import NativeLayer
+    from graft_server.engine.native.lora import NativeLayer
     from graft_server.engine.torch.stack import LinearSite
 
     random = torch.Generator().manual_seed(seed)

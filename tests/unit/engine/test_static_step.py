@@ -48,20 +48,22 @@ def test_every_row_is_where_it_belongs(
     for filled in (before, parts):
         step.fill(chunks_of(filled), {BUCKET: [position for position, _, _ in filled]})
     batch, chunks = step.batch(), chunks_of(parts)
-    (group,) = batch.groups
-    assert group.lengths is not None
+    assert batch.lone is not None
+    assert batch.lone.rows is None
+    assert not batch.groups
+    table = batch.lone.blocks
     row, adapters = 0, []
     for i, ((position, _, _), chunk) in enumerate(zip(parts, chunks, strict=True)):
         for place in range(chunk.start, chunk.end):
             assert (batch.tokens[0, row], batch.positions[0, row]) == (chunk.sequence.tokens[place], place)
             assert batch.places[row] == chunk.sequence.blocks[place // BLOCK] * BLOCK + place % BLOCK
-            assert group.blocks[row, : len(chunk.sequence.blocks)].tolist() == chunk.sequence.blocks
-            assert group.lengths[row] == int(group.mask[row].sum()) == place + 1
+            assert table[row, : len(chunk.sequence.blocks)].tolist() == chunk.sequence.blocks
+            assert batch.lone.lengths[row] == place + 1
             adapters.append(position)
             row += 1
         assert batch.logit_rows[i] == row - 1
     assert set((batch.places[row:] // BLOCK).tolist()) <= {SCRATCH}
-    assert set(group.blocks[row:].flatten().tolist()) <= {SCRATCH}
+    assert set(table[row:].flatten().tolist()) <= {SCRATCH}
     for index, own in ((step.index, adapters), (step.logit_index, [position for position, _, _ in parts])):
         positions = index[BUCKET].positions.tolist()
         assert positions == own + [-1] * (len(positions) - len(own))

@@ -39,15 +39,14 @@ class Replaying:
     def __init__(self, models: PlainModels, device: str = "cpu") -> None:
         from graft_server.engine.messages import EngineConfig
         from graft_server.engine.torch.engine import TorchEngine
-        from graft_server.engine.torch.indexed import GatheredProducts
-        from support.recorded_operations import record_operations
+        from support.recorded_operations import replay_operations
 
         self._models = models
         self._events = Recorder()
         config = EngineConfig("torch", str(models.base.path), "", device=device, dtype="float32", kv_cache_mib=16)
         self._engine = TorchEngine(models.base, config, methods(), self._events)
         if device == "cpu":
-            self._engine.runner.replay_steps(record_operations, GatheredProducts())
+            replay_operations(self._engine.runner)
         self._asked = 0
 
     @property

@@ -50,8 +50,8 @@ class KVCache:
         return self._layers[index]
 
 
-class DecodeAttention(Protocol):
-    """Attention of rows that each look at blocks of their own, as sequences that decode do.
+class LoneAttention(Protocol):
+    """Attention of rows by themselves, as sequences that decode do.
 
     ``query``: ``[B, heads, head_dim]``; ``keys``, ``values``: a layer of the cache; ``blocks``: ``[B, L / block_size]``
     (int32); ``lengths``: ``[B]`` (int32), how many places of its blocks a row sees, or of them the last ``window``.
@@ -77,8 +77,31 @@ class Step:
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
         self.batch: Batch | None = None
-        #: Computes batches whose rows have a length each, where there is such a kernel.
-        self.decode: DecodeAttention | None = None
+        #: Computes rows that attend by themselves; where it is missing, batches have none.
+        self.lone: LoneAttention | None = None
+
+
+def gathered_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    blocks: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    """``LoneAttention`` in torch's operations, over copies of the keys and values, padded to the longest row's."""
+    rows, heads, head_dim = query.shape
+    kv_heads, value_dim = values.shape[2:]
+    k, v = (kept[blocks.long()].flatten(1, 2).transpose(1, 2) for kept in (keys, values))
+    context = torch.arange(k.shape[2], device=query.device)
+    mask = context < lengths[:, None]
+    if window is not None:
+        mask = mask & (context >= lengths[:, None] - window)
+    q = query.reshape(rows, kv_heads, heads // kv_heads, head_dim)
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None], scale=scale)
+    return out.reshape(rows, heads, value_dim)
 
 
 def paged_attention(
@@ -112,11 +135,14 @@ def paged_attention(
     values.view(-1, kv_heads, value_dim).index_copy_(0, batch.places, value[0].transpose(0, 1))
     flat_query = query[0].transpose(0, 1)
     scale = head_dim**-0.5 if scaling is None else scaling
-    table, lengths = batch.groups[0].blocks, batch.groups[0].lengths
-    if graft_step.decode is not None and lengths is not None:
-        decoded = graft_step.decode(flat_query, keys, values, table, lengths, scale=scale, window=sliding_window)
-        return decoded[None], None
     output = query.new_empty(rows, heads, value_dim)
+    if (lone := batch.lone) is not None:
+        assert graft_step.lone is not None, "rows by themselves, and nothing that computes them"
+        own = flat_query if lone.rows is None else flat_query[lone.rows]
+        result = graft_step.lone(own, keys, values, lone.blocks, lone.lengths, scale=scale, window=sliding_window)
+        if lone.rows is None:
+            return result[None], None
+        output[lone.rows] = result
     for group in batch.groups:
         size, queries = group.queries.shape
         # [B, L, kv_heads, D] -> [B, kv_heads, L, D]

@@ -23,8 +23,7 @@ class AttentionGroup:
 
     ``queries``: ``[B, Q]`` rows of the packed batch. ``blocks``: ``[B, L / block_size]``. ``mask``: ``[B, Q, L]``, true
     where a query may look. ``rows``, ``cells``: for each real query, its packed row and its flat index in ``B x Q``.
-    ``positions``: ``[B, L]``, where in its text each place stands; ``None`` if all stand where they lie. ``lengths``:
-    ``[B]`` (int32), how many places each sees, where the group is the batch's only one and each row attends by itself.
+    ``positions``: ``[B, L]``, where in its text each place stands; ``None`` if all stand where they lie.
     """
 
     queries: torch.Tensor
@@ -33,14 +32,27 @@ class AttentionGroup:
     rows: torch.Tensor
     cells: torch.Tensor
     positions: torch.Tensor | None = None
-    lengths: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoneRows:
+    """Rows that attend by themselves, as sequences that decode do.
+
+    ``rows``: ``[B]``, their packed rows; ``None`` if they are all of the batch, in its order. ``blocks``: ``[B, L /
+    block_size]`` (int32). ``lengths``: ``[B]`` (int32), how many places of its blocks each sees.
+    """
+
+    rows: torch.Tensor | None
+    blocks: torch.Tensor
+    lengths: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The input of one forward pass.
 
-    ``tokens``, ``positions``: ``[1, T]``. ``places``: ``[T]``, where each token's key and value go in the cache.
+    ``tokens``, ``positions``: ``[1, T]``. ``places``: ``[T]``, where each token's key and value go in the cache. Each
+    row attends in one of the ``groups`` or is a ``lone`` one.
     ``adapters``: adapter id and row range of each run of rows, in order. ``logit_rows``: ``[N]``, the rows whose logits
     are wanted; ``logit_adapters`` their runs. ``wanted``: chunk and token index of each of the ``N``.
     """
@@ -49,14 +61,18 @@ class Batch:
     positions: torch.Tensor
     places: torch.Tensor
     groups: list[AttentionGroup]
+    lone: LoneRows | None
     adapters: list[tuple[int, int, int]]
     logit_rows: torch.Tensor
     logit_adapters: list[tuple[int, int, int]]
     wanted: list[tuple[Chunk, int]]
 
 
-def build_batch(chunks: Many[Chunk], *, block_size: int, device: torch.device) -> Batch:
-    """Lay out the chunks of one step, in their order: rows that one batched product serves must lie together."""
+def build_batch(chunks: Many[Chunk], *, block_size: int, device: torch.device, lone: bool = False) -> Batch:
+    """Lay out the chunks of one step, in their order: rows that one batched product serves must lie together.
+
+    ``lone`` says whether there is attention for rows by themselves; else those are in groups too.
+    """
     tokens: list[int] = []
     positions: list[int] = []
     places: list[int] = []
@@ -80,12 +96,15 @@ def build_batch(chunks: Many[Chunk], *, block_size: int, device: torch.device) -
         logit_rows += [first + i - chunk.start for i in rows]
         if rows:
             logit_runs.append((sequence.adapter, len(rows)))
+    alone = [i for i, chunk in enumerate(chunks) if lone and chunk.count == 1 and chunk.sequence.tree is None]
+    others = sorted(set(range(len(chunks))).difference(alone))
     as_long = {"dtype": torch.long, "device": device}
     return Batch(
         tokens=torch.tensor([tokens], **as_long),  # type: ignore[arg-type]
         positions=torch.tensor([positions], **as_long),  # type: ignore[arg-type]
         places=torch.tensor(places, **as_long),  # type: ignore[arg-type]
-        groups=_attention_groups(chunks, starts, block_size, device),
+        groups=_attention_groups([chunks[i] for i in others], [starts[i] for i in others], block_size, device),
+        lone=_lone_rows([chunks[i] for i in alone], [starts[i] for i in alone], len(tokens), device) if alone else None,
         adapters=_merge(runs),
         logit_rows=torch.tensor(logit_rows, **as_long),  # type: ignore[arg-type]
         logit_adapters=_merge(logit_runs),
@@ -155,6 +174,16 @@ def _attention_group(members: list[tuple[Chunk, int]], block_size: int, device: 
         rows=queries[real].to(device),
         cells=real.flatten().nonzero().squeeze(1).to(device),
         positions=None if positions is None else positions.to(device),
+    )
+
+
+def _lone_rows(chunks: Many[Chunk], rows: list[int], total: int, device: torch.device) -> LoneRows:
+    most = max(len(chunk.sequence.blocks) for chunk in chunks)
+    table = [chunk.sequence.blocks + [0] * (most - len(chunk.sequence.blocks)) for chunk in chunks]
+    return LoneRows(
+        rows=None if len(rows) == total else torch.tensor(rows, device=device),
+        blocks=torch.tensor(table, dtype=torch.int32, device=device),
+        lengths=torch.tensor([chunk.end for chunk in chunks], dtype=torch.int32, device=device),
     )
 
 

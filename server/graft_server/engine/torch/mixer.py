@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from graft_server.engine.integrity import require
-from graft_server.engine.native_lora import native_lora
+from graft_server.engine.native.lora import native_lora
 from graft_server.engine.torch.native_rows import MOST_ROWS, NativeRows
 from graft_server.engine.torch.resident import ResidentAdapter
 from graft_server.engine.torch.rows import MixedRows, Placed, Run, group_rows

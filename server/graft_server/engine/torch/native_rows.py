@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from graft_server.engine.native_lora import NativeLora, sort_rows
+from graft_server.engine.native.lora import NativeLora, sort_rows
 from graft_server.engine.torch.rows import Placed, RowGroup, group_rows
 from graft_server.engine.torch.stack import LinearSite, NeckWeights
 

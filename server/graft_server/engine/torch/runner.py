@@ -16,12 +16,14 @@ from transformers import PreTrainedModel
 
 from graft_server.base_model.structure import transformer_blocks
 from graft_server.engine.base import EngineUnavailableError
-from graft_server.engine.torch.attention import NAME, DecodeAttention, KVCache, Step
+from graft_server.engine.native.attention import native_attention
+from graft_server.engine.native.norm import native_norm
+from graft_server.engine.torch.attention import NAME, KVCache, LoneAttention, Step, gathered_attention
 from graft_server.engine.torch.batch import Batch, build_batch
 from graft_server.engine.torch.block_pool import BlockPool
 from graft_server.engine.torch.indexed import Products, check_products, require_close
 from graft_server.engine.torch.mixer import Mixer
-from graft_server.engine.torch.norms import fuse_norms
+from graft_server.engine.torch.norms import Norm, fuse_norms, torch_norm
 from graft_server.engine.torch.packed import pack_linears
 from graft_server.engine.torch.rows import MixedRows
 from graft_server.engine.torch.sequence import BASE, Chunk, Sequence
@@ -51,8 +53,11 @@ class ModelRunner:
         self.graphs: StepGraphs | None = None
         self._step = Step(KVCache(1, BLOCK_SIZE, self.dtype, self.device))
         bytes_per_token = self._try_out()
-        if self.device.type == "cuda":
-            fuse_norms(model, self._tolerance / 10)
+        norm: Norm | None = torch_norm if self.device.type == "cuda" else None
+        if self.device.type == "cpu":
+            self._step.lone, norm = native_attention(self.dtype), native_norm(self.dtype)
+        if norm is not None:
+            fuse_norms(model, norm, self._tolerance / 10)
         blocks = max(_LEAST_BLOCKS, kv_cache_bytes // (bytes_per_token * BLOCK_SIZE))
         self.pool = BlockPool(blocks, BLOCK_SIZE)
         # One block more: recorded steps write their padding there.
@@ -60,9 +65,9 @@ class ModelRunner:
         if cuda_graphs and self.device.type == "cuda":
             self._try_graphs()
 
-    def replay_steps(self, record: Record, products: Products, attention: DecodeAttention | None = None) -> None:
+    def replay_steps(self, record: Record, products: Products, attention: LoneAttention = gathered_attention) -> None:
         """From now on record steps of few tokens and replay them."""
-        self._step.decode = attention
+        self._step.lone = attention
         self.graphs = StepGraphs(
             self._mixed,
             self.mixer,
@@ -102,7 +107,9 @@ class ModelRunner:
         return sorted(chunks, key=lambda chunk: self.mixer.order(chunk.sequence.adapter))
 
     def _begin(self, chunks: list[Chunk]) -> Batch:
-        batch = self._step.batch = build_batch(chunks, block_size=BLOCK_SIZE, device=self.device)
+        batch = self._step.batch = build_batch(
+            chunks, block_size=BLOCK_SIZE, device=self.device, lone=self._step.lone is not None
+        )
         self.mixer.begin(batch.adapters, batch.logit_adapters, self.device)
         return batch
 
@@ -182,7 +189,7 @@ class ModelRunner:
             _, logits = self.forward(chunks)
             require_close(logits, expected, self._tolerance)
         except Exception as error:  # whatever a driver, a compiler or a library has to say
-            self.graphs = None
+            self.graphs = self._step.lone = None
             logger.warning("steps are not replayed as CUDA graphs: %s", error)
             return
         if replayed >= usual:

@@ -11,7 +11,7 @@ import torch
 from graft_plugins.method import Activation
 from graft_server.activations import ACTIVATIONS
 from graft_server.engine.integrity import require
-from graft_server.engine.native_lora import NativeLayer
+from graft_server.engine.native.lora import NativeLayer
 from graft_server.engine.torch.positions import Positions
 from graft_server.engine.torch.resident import ResidentAdapter, ResidentBottleneck, ResidentLinear
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from graft_server.engine.torch.batch import AttentionGroup, Batch
+from graft_server.engine.torch.batch import Batch, LoneRows
 from graft_server.engine.torch.indexed import RowIndex, most_tiles, tile_rows
 from graft_server.engine.torch.sequence import Chunk
 
@@ -102,25 +102,16 @@ class StaticStep:
 
     def batch(self) -> Batch:
         """The step that was filled in; to be computed with it."""
-        size, device = self._block_size, self._numbers.device
-        numbers = torch.arange(self._sizes.rows, device=device)
+        size = self._block_size
         positions = self._positions.long()
         table = self._table[self._owners.long()]
         blocks = table.gather(1, (positions // size)[:, None])[:, 0]
-        context = torch.arange(self._sizes.blocks * size, device=device)
-        group = AttentionGroup(
-            queries=numbers[:, None],
-            blocks=table,
-            mask=(context <= positions[:, None])[:, None],
-            rows=numbers,
-            cells=numbers,
-            lengths=self._positions + 1,
-        )
         return Batch(
             tokens=self._tokens.long()[None],
             positions=positions[None],
             places=blocks.long() * size + positions % size,
-            groups=[group],
+            groups=[],
+            lone=LoneRows(None, table, self._positions + 1),
             adapters=[],
             logit_rows=self._last.long(),
             logit_adapters=[],

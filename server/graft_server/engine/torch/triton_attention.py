@@ -102,7 +102,7 @@ def triton_attention(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """See ``attention.DecodeAttention``."""
+    """See ``attention.LoneAttention``."""
     query = query.contiguous()
     rows, heads, head_dim = query.shape
     block_size, kv_heads, value_dim = values.shape[1:]

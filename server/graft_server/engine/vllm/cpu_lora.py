@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from graft_server.engine.native_lora import NativeLayer, NativeStep, native_lora, sort_rows
+from graft_server.engine.native.lora import NativeLayer, NativeStep, native_lora, sort_rows
 from graft_server.engine.vllm.row_groups import RowGroup, group_rows
 
 

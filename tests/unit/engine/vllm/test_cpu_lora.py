@@ -13,7 +13,7 @@ import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from graft_server.engine.native_lora import native_lora
+from graft_server.engine.native.lora import native_lora
 from graft_server.engine.vllm import cpu_lora
 from graft_server.engine.vllm.cpu_lora import GroupedPunicaWrapper
 

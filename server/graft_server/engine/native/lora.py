@@ -1,28 +1,18 @@
-"""The C++ inner loop of LoRA on CPUs, for both engines: compiled once a machine, called once a layer.
+"""The C++ inner loop of LoRA on CPUs, for both engines: called once a layer.
 
-Where there is no C++ compiler, they compute with torch's products.
+Where it can't be compiled, they compute with torch's products.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import logging
-import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-logger = logging.getLogger(__name__)
+from graft_server.engine.native.library import native_function
 
-_SOURCE = Path(__file__).with_name("native_lora.cpp")
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
 #: Rows that one thread takes at a time.
 _BLOCK_ROWS = 8
 
@@ -82,15 +72,8 @@ def sort_rows(slots: torch.Tensor) -> NativeStep:
 class NativeLora:
     """The compiled functions, one a type of numbers."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._functions: dict[torch.dtype, Callable[..., None]] = {
-            torch.float32: library.add_lora_float32,
-            torch.bfloat16: library.add_lora_bfloat16,
-        }
-        array, layer, step = (ctypes.c_void_p, ctypes.c_int64), ctypes.POINTER(_Layer), ctypes.POINTER(_Step)
-        for function in (library.add_lora_float32, library.add_lora_bfloat16):
-            function.argtypes = (*array, *array, layer, step, ctypes.c_float, ctypes.c_int)
-            function.restype = None
+    def __init__(self, functions: Mapping[torch.dtype, Callable[..., None]]) -> None:
+        self._functions = functions
 
     def serves(self, *tensors: torch.Tensor) -> bool:
         """Whether they are of one type that it knows, each row of them side by side in memory."""
@@ -108,36 +91,14 @@ class NativeLora:
         )
 
 
-@functools.cache
 def native_lora() -> NativeLora | None:
-    """The compiled functions; ``None``, and a warning, where they can't be compiled here."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        logger.warning("no C++ compiler is here: LoRA is computed with torch's products, which is slower; install g++")
-        return None
-    try:
-        return NativeLora(ctypes.CDLL(str(_compiled(compiler))))
-    except (subprocess.CalledProcessError, OSError) as error:
-        detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
-        logger.warning("LoRA is computed with torch's products, which is slower: %s failed: %s", compiler, detail)
-        return None
-
-
-def _compiled(compiler: str) -> Path:
-    """The library, compiled unless this compiler has compiled this source for this kind of processor before."""
-    # Its macros name the compiler's version and everything that the processor can do.
-    macros = _run(compiler, *_FLAGS[:3], "-dM", "-E", "-x", "c++", os.devnull)
-    digest = hashlib.sha256(_SOURCE.read_bytes() + macros.encode() + repr(_FLAGS).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("GRAFT_CACHE") or "~/.cache/graftwork").expanduser() / "native"
-    library = folder / f"lora-{digest}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            fresh = Path(scratch) / library.name
-            _run(compiler, *_FLAGS, "-o", str(fresh), str(_SOURCE))
-            fresh.replace(library)
-    return library
-
-
-def _run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    """The compiled functions; ``None`` where they can't be compiled here."""
+    array = (ctypes.c_void_p, ctypes.c_int64)
+    arguments = (*array, *array, ctypes.POINTER(_Layer), ctypes.POINTER(_Step), ctypes.c_float, ctypes.c_int)
+    functions: dict[torch.dtype, Callable[..., None]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        function = native_function("add_lora", dtype, arguments)
+        if function is None:
+            return None
+        functions[dtype] = function
+    return NativeLora(functions)

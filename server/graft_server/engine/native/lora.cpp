@@ -7,74 +7,37 @@
 #include <cstring>
 #include <vector>
 
+#include "numbers.h"
+
 namespace {
 
-// A vector has LANES numbers, which is what a register holds: of wider ones the compiler keeps sums in memory. COLUMNS of
-// weights are taken together, and ROWS rows at most: as many as have their sums in registers.
-#if defined(__AVX512F__)
-constexpr int LANES = 16, COLUMNS = 16, ROWS = 8;
-#elif defined(__AVX__)
-constexpr int LANES = 8, COLUMNS = 16, ROWS = 4;
-#else
-constexpr int LANES = 4, COLUMNS = 16, ROWS = 4;
-#endif
+// COLUMNS of weights are taken together, and ROWS rows at most: as many as have their sums in registers.
+constexpr int COLUMNS = 16, ROWS = LANES == 16 ? 8 : 4;
 constexpr int VECTORS = COLUMNS / LANES;
-// How far ahead weights are fetched, in columns: hardware does not follow columns whose rows are pages apart.
-constexpr int AHEAD = 128;
-typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
-typedef uint32_t Words __attribute__((vector_size(LANES * sizeof(uint32_t))));
-typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
+// How far ahead weights are fetched, since hardware does not follow a few columns of each row: AHEAD rows where they are
+// short, AHEAD columns where they are pages long.
+constexpr int AHEAD = 64, SHORT = 128;
 
-struct BFloat16 {
-    uint16_t bits;
-};
-
-float widen(float value) { return value; }
-
-float widen(BFloat16 value) {
-    const uint32_t bits = uint32_t(value.bits) << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-Floats load(const float* from) {
-    Floats result;
-    std::memcpy(&result, from, sizeof result);
-    return result;
-}
-
-Floats load(const BFloat16* from) {
-    Halves halves;
-    std::memcpy(&halves, from, sizeof halves);
-    return (Floats)(__builtin_convertvector(halves, Words) << 16);
-}
-
-void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
-
-// Rounds to the nearest, ties to even, as torch does; the weights of a model that gives NaN are lost anyway.
-void store(BFloat16* to, Floats values) {
-    Words bits = (Words)values;
-    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const Halves halves = __builtin_convertvector(bits, Halves);
-    std::memcpy(to, &halves, sizeof halves);
-}
-
-// `COLUMNS` numbers.
+// COLUMNS numbers.
 struct Line {
     Floats parts[VECTORS];
 };
 
-// The first `count` of COLUMNS numbers, the others zero.
-template <typename T> Line load_some(const T* from, int count) {
-    T values[COLUMNS] = {};
-    if (count < COLUMNS) from = static_cast<const T*>(std::memcpy(values, from, count * sizeof(T)));
+template <typename T> Line load_line(const T* from) {
     Line line;
     for (int v = 0; v < VECTORS; ++v) line.parts[v] = load(from + v * LANES);
     return line;
 }
 
-template <typename T> void store_some(T* to, const Line& line, int count) {
+// The first `count` of COLUMNS numbers, the others zero.
+template <typename T> Line load_line(const T* from, int count) {
+    if (count == COLUMNS) return load_line(from);
+    T values[COLUMNS] = {};
+    std::memcpy(values, from, count * sizeof(T));
+    return load_line(values);
+}
+
+template <typename T> void store_line(T* to, const Line& line, int count) {
     T values[COLUMNS];
     T* at = count < COLUMNS ? values : to;
     for (int v = 0; v < VECTORS; ++v) store(at + v * LANES, line.parts[v]);
@@ -84,15 +47,20 @@ template <typename T> void store_some(T* to, const Line& line, int count) {
 // sums[i] = inputs[i] @ weights, for COLUMNS columns (or `count` of them) of a matrix with `stride` columns.
 template <int rows, bool whole, typename T>
 void multiply(const float* inputs, int64_t width, const T* weights, int64_t stride, int depth, int count, Line* result) {
-    Floats sums[rows][VECTORS] = {};
+    Line sums[rows] = {};
+    const int64_t ahead = stride < SHORT ? AHEAD * stride : AHEAD;
     for (int k = 0; k < depth; ++k) {
         const T* at = weights + k * stride;
-        __builtin_prefetch(at + AHEAD);
-        const Line weight = load_some(at, whole ? COLUMNS : count);
+        __builtin_prefetch(at + ahead);
+        const Line weight = whole ? load_line(at) : load_line(at, count);
+        // Loops that are not unrolled have their sums in memory.
+#pragma GCC unroll 8
         for (int i = 0; i < rows; ++i)
-            for (int v = 0; v < VECTORS; ++v) sums[i][v] += weight.parts[v] * inputs[i * width + k];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) sums[i].parts[v] += weight.parts[v] * inputs[i * width + k];
     }
-    for (int i = 0; i < rows; ++i) std::memcpy(result[i].parts, sums[i], sizeof sums[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) result[i] = sums[i];
 }
 
 template <int rows, typename T>
@@ -140,7 +108,7 @@ void add_rows(T* y, int64_t y_stride, const T* x, int64_t x_stride, const Layer&
         multiply<rows>(input, width, down + c, layer.down_stride, layer.width, some, sums);
         for (int i = 0; i < rows; ++i) {
             for (Floats& part : sums[i].parts) part *= scale;
-            store_some(hidden + i * ranks + c, sums[i], some);
+            store_line(hidden + i * ranks + c, sums[i], some);
         }
     }
     for (int s = 0; s < layer.slices; ++s) {
@@ -149,9 +117,9 @@ void add_rows(T* y, int64_t y_stride, const T* x, int64_t x_stride, const Layer&
             multiply<rows>(hidden + s * layer.rank, ranks, up + c, outs, layer.rank, some, sums);
             for (int i = 0; i < rows; ++i) {
                 T* to = y + at[i] * y_stride + c;
-                Line line = load_some(to, some);
+                Line line = load_line(to, some);
                 for (int v = 0; v < VECTORS; ++v) line.parts[v] += sums[i].parts[v];
-                store_some(to, line, some);
+                store_line(to, line, some);
             }
         }
     }

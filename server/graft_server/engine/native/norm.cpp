@@ -1,0 +1,56 @@
+// Root mean square norms (Zhang and Sennrich 2019): y = x / sqrt(mean(x^2) + epsilon) * weight, row by row. Sums are kept in
+// float32; what is multiplied by the weight has been rounded to the model's type first, as in transformers.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "numbers.h"
+
+namespace {
+
+// Rows from which on more than one thread is worth waking, times their width.
+constexpr int64_t MANY = 1 << 14;
+
+template <typename T>
+void normalize(const T* x, const T* weight, T* y, int64_t rows, int64_t width, float epsilon, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * width > MANY)
+    for (int64_t row = 0; row < rows; ++row) {
+        const T* from = x + row * width;
+        T* to = y + row * width;
+        Floats squares = {};
+        for (int64_t k = 0; k < width; k += LANES) {
+            const int some = int(std::min<int64_t>(LANES, width - k));
+            const Floats values = some == LANES ? load(from + k) : load_some(from + k, some);
+            squares += values * values;
+        }
+        const float factor = 1.0f / std::sqrt(sum(squares) / float(width) + epsilon);
+        for (int64_t k = 0; k < width; k += LANES) {
+            const int some = int(std::min<int64_t>(LANES, width - k));
+            T rounded[LANES];
+            store(rounded, (some == LANES ? load(from + k) : load_some(from + k, some)) * factor);
+            const Floats scaled = load(rounded) * (some == LANES ? load(weight + k) : load_some(weight + k, some));
+            if (some == LANES)
+                store(to + k, scaled);
+            else
+                store_some(to + k, scaled, some);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+void normalize_float32(const void* x, const void* weight, void* y, int64_t rows, int64_t width, float epsilon, int threads) {
+    normalize(static_cast<const float*>(x), static_cast<const float*>(weight), static_cast<float*>(y), rows, width, epsilon,
+              threads);
+}
+
+void normalize_bfloat16(const void* x, const void* weight, void* y, int64_t rows, int64_t width, float epsilon,
+                        int threads) {
+    normalize(static_cast<const BFloat16*>(x), static_cast<const BFloat16*>(weight), static_cast<BFloat16*>(y), rows, width,
+              epsilon, threads);
+}
+
+}
