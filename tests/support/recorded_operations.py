@@ -9,6 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from graft_server.engine.torch.indexed import GatheredProducts
 from graft_server.engine.torch.runner import ModelRunner
+from support.gathered_attention import gathered_attention
 
 
 class RecordedOperations:
@@ -34,4 +35,4 @@ def replay_operations(runner: ModelRunner) -> None:
     for module in runner.model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             vars(module).pop("forward", None)
-    runner.replay_steps(record_operations, GatheredProducts())
+    runner.replay_steps(record_operations, GatheredProducts(), gathered_attention)

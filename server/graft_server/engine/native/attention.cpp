@@ -14,9 +14,10 @@ namespace {
 // Places taken together; and query heads at most, which have their sums in registers.
 constexpr int TILE = 16, HEADS = 4;
 
-// exp of numbers that are not positive, to about a unit in the last place (Cephes: Moshier 1992); of those below -87, zero.
+// exp of numbers that are not positive, to about a unit in the last place (Cephes: Moshier 1992); of those below -87 it is
+// zero, and of NaN it is NaN.
 Floats exponential(Floats x) {
-    const Integers kept = x >= -87.0f;
+    const Integers vanish = x < -87.0f;
     // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
     const Floats magic = Floats{} + 12582912.0f;
     const Floats shifted = x * 1.44269504088896341f + magic;
@@ -28,8 +29,9 @@ Floats exponential(Floats x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    const Integers power = ((Integers)shifted - (Integers)magic) << 23;
-    return (Floats)(((Integers)p + power) & kept);
+    const Words power = ((Words)shifted - (Words)magic) << 23;
+    const Floats result = (Floats)((Words)p + power);
+    return vanish ? Floats{} : x == x ? result : x;
 }
 
 // `query`: [rows, kv_heads * fold, head_dim], whose rows and heads are `query_row` and `query_head` numbers apart; `keys`,
@@ -112,7 +114,7 @@ void look(const Attention& a, const Tile<T>& tile, int kv_head, int first, Scrat
         Floats highest = Floats{} + largest, sums = {};
         for (int j = 0; j < TILE; j += LANES) {
             const Floats some = load(scores[h] + j);
-            highest = some > highest ? some : highest;
+            highest = some <= highest ? highest : some;
         }
         const float higher = largest_of(highest);
         for (int j = 0; j < TILE; j += LANES) {

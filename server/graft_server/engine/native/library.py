@@ -46,7 +46,7 @@ def native_library() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_compiled(compiler)))
-    except (subprocess.CalledProcessError, OSError) as error:
+    except (subprocess.CalledProcessError, OSError, RuntimeError) as error:  # the last one where there is no home
         detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
         logger.warning("%s: %s failed: %s", _INSTEAD, compiler, detail)
         return None

@@ -16,13 +16,22 @@ class NativeNorm:
     ``x``: ``[..., width]``, of the type of ``weight``, ``[width]``, which is contiguous.
     """
 
-    def __init__(self, function: Callable[..., None]) -> None:
+    def __init__(self, function: Callable[..., None], dtype: torch.dtype) -> None:
         self._function = function
+        self._dtype = dtype
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """
+        Raises:
+            TypeError: the numbers are of another type, or a row is not as long as the weight.
+        """
+        width = weight.numel()
+        if x.dtype != self._dtype or weight.dtype != self._dtype or x.shape[-1] != width:
+            raise TypeError(
+                f"a norm of {self._dtype} was given {x.dtype} {tuple(x.shape)}, and {weight.dtype} as weight"
+            )
         x = x.contiguous()
         result = torch.empty_like(x)
-        width = weight.numel()
         self._function(
             x.data_ptr(),
             weight.data_ptr(),
@@ -39,4 +48,4 @@ def native_norm(dtype: torch.dtype) -> NativeNorm | None:
     """For numbers of that type; ``None`` where it can't be compiled here, or the type is another one."""
     arguments = (*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 2, ctypes.c_float, ctypes.c_int)
     function = native_function("normalize", dtype, arguments)
-    return None if function is None else NativeNorm(function)
+    return None if function is None else NativeNorm(function, dtype)

@@ -1,7 +1,8 @@
 """One step's tokens laid out as tensors: packed rows, where their keys go, and who attends to what.
 
 All tokens of a step form one row of length ``T`` without padding; rows of one adapter lie together, base rows first.
-Attention runs over a few padded groups of sequences with similar lengths.
+Attention runs over a few padded groups of sequences with similar lengths, and over rows by themselves where there is a
+kernel for that.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ def build_batch(chunks: Many[Chunk], *, block_size: int, device: torch.device, l
         positions=torch.tensor([positions], **as_long),  # type: ignore[arg-type]
         places=torch.tensor(places, **as_long),  # type: ignore[arg-type]
         groups=_attention_groups([chunks[i] for i in others], [starts[i] for i in others], block_size, device),
-        lone=_lone_rows([chunks[i] for i in alone], [starts[i] for i in alone], len(tokens), device) if alone else None,
+        lone=_lone_rows([chunks[i] for i in alone], [starts[i] for i in alone], len(tokens), block_size, device)
+        if alone
+        else None,
         adapters=_merge(runs),
         logit_rows=torch.tensor(logit_rows, **as_long),  # type: ignore[arg-type]
         logit_adapters=_merge(logit_runs),
@@ -177,12 +180,14 @@ def _attention_group(members: list[tuple[Chunk, int]], block_size: int, device: 
     )
 
 
-def _lone_rows(chunks: Many[Chunk], rows: list[int], total: int, device: torch.device) -> LoneRows:
-    most = max(len(chunk.sequence.blocks) for chunk in chunks)
-    table = [chunk.sequence.blocks + [0] * (most - len(chunk.sequence.blocks)) for chunk in chunks]
+def _lone_rows(chunks: Many[Chunk], rows: list[int], total: int, block_size: int, device: torch.device) -> LoneRows:
+    used = [chunk.sequence.blocks[: -(-chunk.end // block_size)] for chunk in chunks]
+    table = torch.zeros(len(chunks), max(map(len, used)), dtype=torch.int32)
+    for row, blocks in zip(table, used, strict=True):
+        row[: len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
     return LoneRows(
         rows=None if len(rows) == total else torch.tensor(rows, device=device),
-        blocks=torch.tensor(table, dtype=torch.int32, device=device),
+        blocks=table.to(device),
         lengths=torch.tensor([chunk.end for chunk in chunks], dtype=torch.int32, device=device),
     )
 

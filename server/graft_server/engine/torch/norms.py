@@ -24,15 +24,17 @@ def torch_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.T
 
 @torch.inference_mode()
 def fuse_norms(model: nn.Module, norm: Norm, tolerance: float) -> int:
-    """Have every norm that computes what ``norm`` does computed by that; how many did.
+    """Have every norm of the model's type that computes what ``norm`` does computed by that; how many did.
 
     ``tolerance`` is by how much results may differ, as a part of the largest.
     """
-    fused = 0
+    fused, dtype = 0, next(model.parameters()).dtype
     for module in model.modules():
         weight = getattr(module, "weight", None)
         epsilon = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
         if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, nn.Parameter) or epsilon is None:
+            continue
+        if weight.dtype != dtype:
             continue
         own = partial(norm, weight=weight, epsilon=epsilon)
         x = torch.linspace(-3, 5, 4 * weight.numel(), dtype=weight.dtype, device=weight.device).view(4, *weight.shape)

@@ -18,7 +18,7 @@ from graft_server.base_model.structure import transformer_blocks
 from graft_server.engine.base import EngineUnavailableError
 from graft_server.engine.native.attention import native_attention
 from graft_server.engine.native.norm import native_norm
-from graft_server.engine.torch.attention import NAME, KVCache, LoneAttention, Step, gathered_attention
+from graft_server.engine.torch.attention import NAME, KVCache, LoneAttention, Step
 from graft_server.engine.torch.batch import Batch, build_batch
 from graft_server.engine.torch.block_pool import BlockPool
 from graft_server.engine.torch.indexed import Products, check_products, require_close
@@ -52,10 +52,10 @@ class ModelRunner:
         #: Replays steps of few tokens, where that has been begun.
         self.graphs: StepGraphs | None = None
         self._step = Step(KVCache(1, BLOCK_SIZE, self.dtype, self.device))
-        bytes_per_token = self._try_out()
         norm: Norm | None = torch_norm if self.device.type == "cuda" else None
         if self.device.type == "cpu":
             self._step.lone, norm = native_attention(self.dtype), native_norm(self.dtype)
+        bytes_per_token = self._try_out()
         if norm is not None:
             fuse_norms(model, norm, self._tolerance / 10)
         blocks = max(_LEAST_BLOCKS, kv_cache_bytes // (bytes_per_token * BLOCK_SIZE))
@@ -65,7 +65,7 @@ class ModelRunner:
         if cuda_graphs and self.device.type == "cuda":
             self._try_graphs()
 
-    def replay_steps(self, record: Record, products: Products, attention: LoneAttention = gathered_attention) -> None:
+    def replay_steps(self, record: Record, products: Products, attention: LoneAttention) -> None:
         """From now on record steps of few tokens and replay them."""
         self._step.lone = attention
         self.graphs = StepGraphs(
@@ -137,16 +137,20 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _try_out(self) -> int:
-        """One short prompt through the model's own attention and through ours: refuses a model on which the two
+        """One short prompt through the model's own attention and through ours, at once and with its last token in a
+        step of its own, as a model computes it that keeps more than keys and values: refuses a model on which these
         differ, learns which layers share inputs, and returns the bytes of KV cache a token takes."""
         count = BLOCK_SIZE
         tokens = [(7 * i + 3) % int(self.model.config.get_text_config().vocab_size) for i in range(count)]
         expected = self.model(input_ids=torch.tensor([tokens], device=self.device), use_cache=False).logits[0]
         self.model.set_attn_implementation(NAME)
         sequence = Sequence("try-out", BASE, tokens, logits_at=frozenset(range(count)), blocks=[0])
+        decoding = Sequence("try-out, decoding", BASE, tokens, blocks=[0])
         stop_watching = self.mixer.watch_inputs()
         try:
             _, logits = self.forward([Chunk(sequence, 0, count)])
+            self.forward([Chunk(decoding, 0, count - 1)])
+            _, last = self.forward([Chunk(decoding, count - 1, 1)])
         except (AssertionError, TypeError, RuntimeError) as error:
             raise EngineUnavailableError(
                 f"{self.model.config.model_type} models can't run on paged attention: {error}"
@@ -154,6 +158,7 @@ class ModelRunner:
         finally:
             stop_watching()
         scale = expected.float().abs().max()
+        expected, logits = torch.cat([expected, expected[-1:]]), torch.cat([logits, last])
         difference = (logits.float() - expected.float()).abs().max() / scale
         tolerance = self._tolerance
         layers = int(self.model.config.get_text_config().num_hidden_layers)

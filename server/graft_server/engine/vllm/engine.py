@@ -99,7 +99,6 @@ class VllmEngine:
             vocabulary=int(text_config.vocab_size),
         )
         self._host_capacity = max(2 * config.max_slots, (config.host_cache_mib << 20) // _lora_bytes(self._model, rank))
-        os.environ["GRAFT_CACHE"] = config.cache_dir  # for `native_lora`, in vLLM's own process
         try:
             self.runtime = Runtime(
                 str(base.path),

@@ -43,7 +43,7 @@ def test_rows_equal_those_of_torch(
     import torch
 
     from graft_server.engine.native.attention import native_attention
-    from graft_server.engine.torch.attention import gathered_attention
+    from support.gathered_attention import gathered_attention
 
     dtype = getattr(torch, kind)
     attention = native_attention(dtype)
@@ -76,3 +76,19 @@ def test_other_numbers_are_left_to_torch() -> None:
     from graft_server.engine.native.attention import native_attention
 
     assert native_attention(torch.float16) is None
+
+
+def test_a_key_that_is_no_number_makes_its_rows_none() -> None:
+    import torch
+
+    from graft_server.engine.native.attention import native_attention
+
+    attention = native_attention(torch.float32)
+    if attention is None:
+        pytest.skip("no C++ compiler is here")
+    keys, values = torch.randn(4, 16, 1, 16), torch.randn(4, 16, 1, 16)
+    keys[1, 3] = torch.nan
+    blocks, lengths = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32), torch.tensor([25, 25], dtype=torch.int32)
+    got = attention(torch.randn(2, 1, 16), keys, values, blocks, lengths, scale=0.25, window=None)
+    assert got[0].isnan().all()
+    assert got[1].isfinite().all()
