@@ -173,7 +173,10 @@ template <typename T> void attend(const Attention& a, int row, int kv_head, int 
 // A place's keys of all heads lie side by side, so one thread takes them all, unless there are too few rows for that.
 template <typename T> void attend(const Attention& a, int threads) {
     const int together = a.rows < 2 * threads ? 1 : a.kv_heads, parts = a.kv_heads / together;
-#pragma omp parallel num_threads(threads)
+    int64_t places = 0;
+    for (int row = 0; row < a.rows; ++row) places += std::min(a.lengths[row], a.window);
+    const int64_t products = places * a.kv_heads * a.fold * (a.head_dim + a.value_dim);
+#pragma omp parallel num_threads(threads) if (products > MANY)
     {
         Scratch scratch(a);
 #pragma omp for schedule(dynamic)

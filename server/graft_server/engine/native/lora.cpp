@@ -138,7 +138,10 @@ void add_block(T* y, int64_t y_stride, const T* x, int64_t x_stride, const Layer
 template <typename T>
 void add(T* y, int64_t y_stride, const T* x, int64_t x_stride, const Layer& layer, const Step& step, float scale,
          int threads) {
-#pragma omp parallel num_threads(threads)
+    int64_t rows = 0;
+    for (int b = 0; b < step.count; ++b) rows += step.blocks[b].count;
+    const int64_t products = rows * layer.rank * (int64_t(layer.slices) * layer.width + layer.ends[layer.slices]);
+#pragma omp parallel num_threads(threads) if (products > MANY)
     {
         std::vector<float> input(size_t(layer.width) * ROWS), hidden(size_t(layer.slices) * layer.rank * ROWS);
 #pragma omp for schedule(dynamic)

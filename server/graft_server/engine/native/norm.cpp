@@ -9,12 +9,9 @@
 
 namespace {
 
-// Rows from which on more than one thread is worth waking, times their width.
-constexpr int64_t MANY = 1 << 14;
-
 template <typename T>
 void normalize(const T* x, const T* weight, T* y, int64_t rows, int64_t width, float epsilon, int threads) {
-#pragma omp parallel for num_threads(threads) if (rows * width > MANY)
+#pragma omp parallel for num_threads(threads) if (4 * rows * width > MANY)
     for (int64_t row = 0; row < rows; ++row) {
         const T* from = x + row * width;
         T* to = y + row * width;

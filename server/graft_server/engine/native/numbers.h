@@ -19,6 +19,9 @@ typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef uint32_t Words __attribute__((vector_size(LANES * sizeof(uint32_t))));
 typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
 
+// Products from which on more than one thread is worth waking: some ten microseconds of work.
+constexpr int64_t MANY = 1 << 17;
+
 struct BFloat16 {
     uint16_t bits;
 };
