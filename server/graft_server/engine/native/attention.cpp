@@ -78,20 +78,14 @@ template <typename T> struct Tile {
     }
 };
 
-// scores[h][i] = query[h] . keys[i], for PLACES places.
+// scores[h][i] = query[h] . keys[i], for as many places from the one with the number `first` on.
 template <int heads, int places, typename T>
 void score(const float* query, int padded, const T* const* keys, int64_t offset, int dim, float (*scores)[TILE], int first) {
     Floats sums[heads][places] = {};
-    int d = 0;
-    for (; d + LANES <= dim; d += LANES)
-        for (int i = 0; i < places; ++i) {
-            const Floats key = load(keys[first + i] + offset + d);
-#pragma GCC unroll 4
-            for (int h = 0; h < heads; ++h) sums[h][i] += key * load(query + h * padded + d);
-        }
-    if (d < dim)
+    for (int d = 0; d < dim; d += LANES)
         for (int i = 0; i < places; ++i) {
             const Floats key = load_some(keys[first + i] + offset + d, dim - d);
+#pragma GCC unroll 4
             for (int h = 0; h < heads; ++h) sums[h][i] += key * load(query + h * padded + d);
         }
     for (int h = 0; h < heads; ++h)
@@ -127,12 +121,10 @@ void look(const Attention& a, const Tile<T>& tile, int kv_head, int first, Scrat
         largest = higher;
     }
     for (int v = 0; v < a.value_dim; v += LANES) {
-        const int some = std::min(LANES, a.value_dim - v);
         Floats sums[heads];
         for (int h = 0; h < heads; ++h) sums[h] = load(result + h * scratch.value + v) * before[h];
         for (int j = 0; j < count; ++j) {
-            const T* from = tile.values[j] + value + v;
-            const Floats values = some == LANES ? load(from) : load_some(from, some);
+            const Floats values = load_some(tile.values[j] + value + v, a.value_dim - v);
 #pragma GCC unroll 4
             for (int h = 0; h < heads; ++h) sums[h] += values * scores[h][j];
         }
@@ -167,7 +159,7 @@ template <typename T> void attend(const Attention& a, int row, int kv_head, int 
     for (int h = first; h < end; ++h)
         for (int v = 0; v < a.value_dim; v += LANES)
             store_some(output + h * a.value_dim + v, load(&scratch.result[h * scratch.value + v]) / scratch.total[h],
-                       std::min(LANES, a.value_dim - v));
+                       a.value_dim - v);
 }
 
 // A place's keys of all heads lie side by side, so one thread takes them all, unless there are too few rows for that.

@@ -1,7 +1,6 @@
 // Root mean square norms (Zhang and Sennrich 2019): y = x / sqrt(mean(x^2) + epsilon) * weight, row by row. Sums are kept in
 // float32; what is multiplied by the weight has been rounded to the model's type first, as in transformers.
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -17,20 +16,14 @@ void normalize(const T* x, const T* weight, T* y, int64_t rows, int64_t width, f
         T* to = y + row * width;
         Floats squares = {};
         for (int64_t k = 0; k < width; k += LANES) {
-            const int some = int(std::min<int64_t>(LANES, width - k));
-            const Floats values = some == LANES ? load(from + k) : load_some(from + k, some);
+            const Floats values = load_some(from + k, width - k);
             squares += values * values;
         }
         const float factor = 1.0f / std::sqrt(sum(squares) / float(width) + epsilon);
         for (int64_t k = 0; k < width; k += LANES) {
-            const int some = int(std::min<int64_t>(LANES, width - k));
             T rounded[LANES];
-            store(rounded, (some == LANES ? load(from + k) : load_some(from + k, some)) * factor);
-            const Floats scaled = load(rounded) * (some == LANES ? load(weight + k) : load_some(weight + k, some));
-            if (some == LANES)
-                store(to + k, scaled);
-            else
-                store_some(to + k, scaled, some);
+            store(rounded, load_some(from + k, width - k) * factor);
+            store_some(to + k, load(rounded) * load_some(weight + k, width - k), width - k);
         }
     }
 }

@@ -57,14 +57,16 @@ inline void store(BFloat16* to, Floats values) {
     std::memcpy(to, &halves, sizeof halves);
 }
 
-// The first `count` of LANES numbers, the others zero.
-template <typename T> Floats load_some(const T* from, int count) {
+// The first `count` of LANES numbers, or all of them if there are more; the others are zero.
+template <typename T> Floats load_some(const T* from, int64_t count) {
+    if (count >= LANES) return load(from);
     T values[LANES] = {};
     std::memcpy(values, from, count * sizeof(T));
     return load(values);
 }
 
-template <typename T> void store_some(T* to, Floats values, int count) {
+template <typename T> void store_some(T* to, Floats values, int64_t count) {
+    if (count >= LANES) return store(to, values);
     T kept[LANES];
     store(kept, values);
     std::memcpy(to, kept, count * sizeof(T));

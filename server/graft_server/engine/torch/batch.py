@@ -69,7 +69,7 @@ class Batch:
     wanted: list[tuple[Chunk, int]]
 
 
-def build_batch(chunks: Many[Chunk], *, block_size: int, device: torch.device, lone: bool = False) -> Batch:
+def build_batch(chunks: Many[Chunk], *, block_size: int, device: torch.device, lone: bool) -> Batch:
     """Lay out the chunks of one step, in their order: rows that one batched product serves must lie together.
 
     ``lone`` says whether there is attention for rows by themselves; else those are in groups too.
@@ -97,17 +97,18 @@ def build_batch(chunks: Many[Chunk], *, block_size: int, device: torch.device, l
         logit_rows += [first + i - chunk.start for i in rows]
         if rows:
             logit_runs.append((sequence.adapter, len(rows)))
-    alone = [i for i, chunk in enumerate(chunks) if lone and chunk.count == 1 and chunk.sequence.tree is None]
-    others = sorted(set(range(len(chunks))).difference(alone))
+    alone: list[tuple[Chunk, int]] = []
+    others: list[tuple[Chunk, int]] = []
+    for chunk, first in zip(chunks, starts, strict=True):
+        by_itself = lone and chunk.count == 1 and chunk.sequence.tree is None
+        (alone if by_itself else others).append((chunk, first))
     as_long = {"dtype": torch.long, "device": device}
     return Batch(
         tokens=torch.tensor([tokens], **as_long),  # type: ignore[arg-type]
         positions=torch.tensor([positions], **as_long),  # type: ignore[arg-type]
         places=torch.tensor(places, **as_long),  # type: ignore[arg-type]
-        groups=_attention_groups([chunks[i] for i in others], [starts[i] for i in others], block_size, device),
-        lone=_lone_rows([chunks[i] for i in alone], [starts[i] for i in alone], len(tokens), block_size, device)
-        if alone
-        else None,
+        groups=_attention_groups(others, block_size, device),
+        lone=_lone_rows(alone, len(tokens), block_size, device) if alone else None,
         adapters=_merge(runs),
         logit_rows=torch.tensor(logit_rows, **as_long),  # type: ignore[arg-type]
         logit_adapters=_merge(logit_runs),
@@ -128,23 +129,20 @@ def _merge(runs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
     return merged
 
 
-def _attention_groups(
-    chunks: Many[Chunk], starts: list[int], block_size: int, device: torch.device
-) -> list[AttentionGroup]:
+def _attention_groups(members: list[tuple[Chunk, int]], block_size: int, device: torch.device) -> list[AttentionGroup]:
     """Sequences of similar shape together: padding never more than doubles a group's queries or its context."""
-    by_shape = sorted(range(len(chunks)), key=lambda i: (chunks[i].count, chunks[i].end))
-    groups: list[list[int]] = []
-    for i in by_shape:
+    groups: list[list[tuple[Chunk, int]]] = []
+    for chunk, row in sorted(members, key=lambda member: (member[0].count, member[0].end)):
         if groups:
-            first, size = chunks[groups[-1][0]], len(groups[-1]) + 1
-            same = chunks[i].count <= 2 * first.count - (first.count == 1)
-            close = chunks[i].end <= max(2 * first.end, first.end + 256)
-            small = size * chunks[i].count * chunks[i].end <= _GROUP_CELLS
+            first, size = groups[-1][0][0], len(groups[-1]) + 1
+            same = chunk.count <= 2 * first.count - (first.count == 1)
+            close = chunk.end <= max(2 * first.end, first.end + 256)
+            small = size * chunk.count * chunk.end <= _GROUP_CELLS
             if same and close and small:
-                groups[-1].append(i)
+                groups[-1].append((chunk, row))
                 continue
-        groups.append([i])
-    return [_attention_group([(chunks[i], starts[i]) for i in g], block_size, device) for g in groups]
+        groups.append([(chunk, row)])
+    return [_attention_group(group, block_size, device) for group in groups]
 
 
 def _attention_group(members: list[tuple[Chunk, int]], block_size: int, device: torch.device) -> AttentionGroup:
@@ -180,15 +178,15 @@ def _attention_group(members: list[tuple[Chunk, int]], block_size: int, device: 
     )
 
 
-def _lone_rows(chunks: Many[Chunk], rows: list[int], total: int, block_size: int, device: torch.device) -> LoneRows:
-    used = [chunk.sequence.blocks[: -(-chunk.end // block_size)] for chunk in chunks]
-    table = torch.zeros(len(chunks), max(map(len, used)), dtype=torch.int32)
+def _lone_rows(members: list[tuple[Chunk, int]], total: int, block_size: int, device: torch.device) -> LoneRows:
+    used = [chunk.sequence.blocks[: -(-chunk.end // block_size)] for chunk, _ in members]
+    table = torch.zeros(len(members), max(map(len, used)), dtype=torch.int32)
     for row, blocks in zip(table, used, strict=True):
         row[: len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
     return LoneRows(
-        rows=None if len(rows) == total else torch.tensor(rows, device=device),
+        rows=None if len(members) == total else torch.tensor([row for _, row in members], device=device),
         blocks=table.to(device),
-        lengths=torch.tensor([chunk.end for chunk in chunks], dtype=torch.int32, device=device),
+        lengths=torch.tensor([chunk.end for chunk, _ in members], dtype=torch.int32, device=device),
     )
 
 

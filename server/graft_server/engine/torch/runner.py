@@ -194,7 +194,7 @@ class ModelRunner:
             _, logits = self.forward(chunks)
             require_close(logits, expected, self._tolerance)
         except Exception as error:  # whatever a driver, a compiler or a library has to say
-            self.graphs = self._step.lone = None
+            self.graphs = None
             logger.warning("steps are not replayed as CUDA graphs: %s", error)
             return
         if replayed >= usual:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 pytestmark = pytest.mark.torch
 
-BLOCKS, BLOCK_SIZE = 40, 16
+BLOCKS = 40
 
 
 @settings(max_examples=100, deadline=None)
@@ -63,8 +63,8 @@ def test_rows_equal_those_of_torch(
         query.float(), keys.float(), values.float(), blocks, seen, scale=head_dim**-0.5, window=window
     )
     # As it comes from the model: the heads' rows behind one another.
-    given = query if packed else query.transpose(0, 1).contiguous().transpose(0, 1)
-    got = attention(given, keys, values, blocks, seen, scale=head_dim**-0.5, window=window)
+    asked = query if packed else query.transpose(0, 1).contiguous().transpose(0, 1)
+    got = attention(asked, keys, values, blocks, seen, scale=head_dim**-0.5, window=window)
     # Large scores are known less exactly.
     tolerance = 1e-5 * peak if kind == "float32" else 2e-2
     torch.testing.assert_close(got.float(), expected, rtol=tolerance, atol=tolerance)
