@@ -4,7 +4,7 @@ imported, and without a GPU its interpreter must be asked for."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,10 @@ def check_all_products() -> None:
         check_products(TritonProducts(), dtype, DEVICE, tolerance)
 
     class Wrong(TritonProducts):
-        def expand_add(self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, index: RowIndex) -> None:
-            super().expand_add(output, hidden, up.roll(1, 0), index)
+        def expand_add(
+            self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, ends: Sequence[int], index: RowIndex
+        ) -> None:
+            super().expand_add(output, hidden, up.roll(1, 0), ends, index)
 
     try:
         check_products(Wrong(), torch.float32, DEVICE, 1e-5)

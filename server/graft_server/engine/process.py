@@ -123,8 +123,9 @@ def start_engine(config: messages.EngineConfig, outbox: Outbox) -> Any:
         raise EngineUnavailableError(
             'the torch engine can\'t sleep; set engine = "vllm", or leave out sleep_while_training'
         )
-    # Where `native` keeps what it has compiled, in vLLM's own process too.
+    # Where `native` and Triton keep what they have compiled, in vLLM's own process too.
     os.environ["GRAFT_CACHE"] = config.cache_dir
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(config.cache_dir).expanduser() / "triton"))
     base = resolve(config.base_model, Path(config.cache_dir), report)
     report(f"loading {base.name}", None)
     host = PluginHost.load(config.plugins, extra=server_plugins())

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.torch
 
-WIDTH, RANK, OUT, SIBLINGS, CAPACITY = 37, 8, 50, 3, 12
+WIDTH, RANK, CAPACITY = 37, 8, 12
 
 
 @settings(max_examples=100, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 20), min_size=1, max_size=8),
     before=st.integers(0, 3),
-    column=st.integers(0, SIBLINGS - 1),
+    ends=st.sampled_from([(0, 50), (0, 30, 50), (0, 16, 17, 50)]),
     kind=st.sampled_from(["float32", "bfloat16", "float16"]),
     scaled=st.booleans(),
     biased=st.booleans(),
     seed=st.integers(0, 100),
 )
 def test_rows_equal_those_of_each_adapter_alone(
-    counts: list[int], before: int, column: int, kind: str, scaled: bool, biased: bool, seed: int
+    counts: list[int], before: int, ends: tuple[int, ...], kind: str, scaled: bool, biased: bool, seed: int
 ) -> None:
     import torch
 
-    from graft_server.engine.native.lora import NativeLayer, native_lora
+    from graft_server.engine.native.lora import native_lora
     from graft_server.engine.torch.native_rows import NativeRows
     from graft_server.engine.torch.rows import Placed
-    from graft_server.engine.torch.stack import LinearSite
+    from graft_server.engine.torch.stack import LinearSite, LinearWeights
 
     native = native_lora()
     if native is None:
@@ -43,15 +45,17 @@ def test_rows_equal_those_of_each_adapter_alone(
     for position, count in enumerate(counts):
         runs.append(Placed(position, row, row + count))
         row += count
-    x, output, bias = tensor(row + 2, WIDTH), tensor(row + 2, OUT), tensor(OUT) if biased else None
-    down, up = tensor(CAPACITY, WIDTH, SIBLINGS * RANK) / WIDTH, tensor(CAPACITY, RANK, OUT)
-    scale = 1 + tensor(CAPACITY, 1, OUT).abs() if scaled else None
-    columns = slice(column * RANK, (column + 1) * RANK)
-    site = LinearSite(down, columns, up, scale, NativeLayer(down[:, :, columns], up, [0, OUT]))
+    out, modules = ends[-1], len(ends) - 1
+    x, output, bias = tensor(row + 2, WIDTH), tensor(row + 2, out), tensor(out) if biased else None
+    down, up = tensor(CAPACITY, WIDTH, modules * RANK) / WIDTH, tensor(CAPACITY, RANK, out)
+    scale = 1 + tensor(CAPACITY, 1, out).abs() if scaled else None
+    site = LinearSite(LinearWeights(down, up, scale), ends)
     expected = output.float()
     for run in runs:
         own = slice(run.start, run.end)
-        expected[own] += x[own].float() @ down[run.position, :, columns].float() @ up[run.position].float()
+        first = (x[own].float() @ down[run.position].float()).split(RANK, dim=1)
+        second = up[run.position].float().split([end - begin for begin, end in pairwise(ends)], dim=1)
+        expected[own] += torch.cat([one @ other for one, other in zip(first, second, strict=True)], dim=1)
         if scale is not None:
             without = 0 if bias is None else bias.float()
             expected[own] = (expected[own] - without) * scale[run.position].float() + without

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 pytestmark = pytest.mark.torch
 
-WIDTH, RANK, OUT = 3, 2, 4
+#: Of the outputs, the first ones are another module's than the rest.
+WIDTH, RANK, FIRST, OUT = 3, 2, 3, 4
 #: Rows of a product however little of them is real; the module's own figure.
 FEW_ROWS = 64
 
@@ -65,30 +66,48 @@ def test_every_row_is_in_one_group_and_padding_is_bounded(case: Case) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(cases(), st.integers(0, 1000))
-def test_products_equal_those_of_each_row_alone(case: Case, seed: int) -> None:
+@given(cases(), st.booleans(), st.booleans(), st.integers(0, 1000))
+def test_products_equal_those_of_each_row_alone(case: Case, scaled: bool, biased: bool, seed: int) -> None:
     import torch
 
-    from graft_server.engine.native.lora import NativeLayer
-    from graft_server.engine.torch.stack import LinearSite
+    from graft_server.engine.torch.stack import LinearSite, LinearWeights
 
     random = torch.Generator().manual_seed(seed)
-    x = torch.randn(case.rows, WIDTH, generator=random, dtype=torch.float64)
-    down = torch.randn(41, WIDTH, RANK, generator=random, dtype=torch.float64)
-    up = torch.randn(41, RANK, OUT, generator=random, dtype=torch.float64)
-    base = torch.randn(case.rows, OUT, generator=random, dtype=torch.float64)
-    expected = base.clone()
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+    x, output = tensor(case.rows, WIDTH), tensor(case.rows, OUT)
+    down, up = tensor(41, WIDTH, 2 * RANK), tensor(41, RANK, OUT)
+    scale, bias = tensor(41, 1, OUT) if scaled else None, tensor(OUT) if biased else None
+    expected = output.clone()
     for position, start, end in case.runs:
         for row in range(start, end):
-            expected[row] += x[row] @ down[position] @ up[position]
-    site = LinearSite(down, slice(0, RANK), up, None, NativeLayer(down, up, [0, OUT]))
-    multiplied, added = base.clone(), base.clone()
+            hidden = x[row] @ down[position]
+            expected[row, :FIRST] += hidden[:RANK] @ up[position, :, :FIRST]
+            expected[row, FIRST:] += hidden[RANK:] @ up[position, :, FIRST:]
+            if scale is not None:
+                without = 0 if bias is None else bias
+                expected[row] = (expected[row] - without) * scale[position, 0] + without
+    site = LinearSite(LinearWeights(down, up, scale), (0, FIRST, OUT))
     for group in groups_of(case):
-        group.add_linear(multiplied, x, site, None)
-        hidden = torch.bmm(group.read(x), down[group.places])
-        group.add(added, torch.bmm(hidden, up[group.places]))
-    torch.testing.assert_close(multiplied, expected)
-    torch.testing.assert_close(added, expected)
+        group.add_linear(output, x, site, bias)
+    torch.testing.assert_close(output, expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_updates_are_added_to_their_own_rows(case: Case) -> None:
+    import torch
+
+    output = torch.zeros(case.rows, 1)
+    for group in groups_of(case):
+        positions = torch.arange(group.places.start, group.places.stop)
+        group.add(output, (1.0 + positions)[:, None, None].expand(-1, group.n, -1))
+    expected = torch.zeros(case.rows, 1)
+    for position, start, end in case.runs:
+        expected[start:end] = 1 + position
+    assert torch.equal(output, expected)
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.torch
 
 R, WIDTH = 8, 5
 OUT = {"q": 4, "k": 3, "o": 6}
-SIBLINGS = {"q": ("q", "k"), "k": ("q", "k"), "o": ("o",)}
+UNITS = ((("q", "k"), (0, 4, 7)), (("o",), (0, 6)))
 ROWS = 2
 
 ids = st.integers(0, 13)
@@ -65,9 +65,10 @@ class Uses(RuleBasedStateMachine):
         super().__init__()
         import torch
 
-        from graft_server.engine.torch.stack import Stack
+        from graft_server.engine.torch.stack import Stack, Unit
 
-        self.stack = Stack(R, SIBLINGS)
+        self.units = {name: Unit(names, ends) for names, ends in UNITS for name in names}
+        self.stack = Stack(R, self.units)
         self.x = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
 
     @rule(wanted=st.sets(ids, min_size=1, max_size=9))
@@ -89,8 +90,9 @@ class Uses(RuleBasedStateMachine):
     @invariant()
     def nothing_is_computed_that_nobody_has(self) -> None:
         held = [adapter(engine_id) for engine_id in self.stack.held]
-        for name in OUT:
-            assert (self.stack.linear(name) is None) == (not any(name in each.linears for each in held))
+        for unit in self.units.values():
+            used = any(name in each.linears for name in unit.names for each in held)
+            assert (self.stack.linear(unit) is None) == (not used)
         for layer in (0, 1):
             assert (self.stack.neck(layer) is None) == (not any(layer in each.blocks for each in held))
         assert (self.stack.neck("head") is None) == all(each.head is None for each in held)
@@ -106,13 +108,15 @@ class Uses(RuleBasedStateMachine):
         """As the mixer uses it: ``base + product``, or ``(base + product) * scale``."""
         import torch
 
-        linear = self.stack.linear(name)
+        unit = self.units[name]
+        linear = self.stack.linear(unit)
         if linear is None:
             assert own is None
             return
         at = self.stack.positions[engine_id]
-        product = (self.x @ linear.down[at])[:, linear.columns] @ linear.up[at]
-        scale = torch.ones(OUT[name], dtype=torch.float64) if linear.scale is None else linear.scale[at, 0]
+        columns, outputs = linear.slices[unit.names.index(name)]
+        product = (self.x @ linear.down[at])[:, columns] @ linear.up[at, :, outputs]
+        scale = torch.ones(OUT[name], dtype=torch.float64) if linear.scale is None else linear.scale[at, 0, outputs]
         expected = torch.zeros_like(product) if own is None else self.x @ own.down @ own.up
         torch.testing.assert_close(product, expected)
         own_scale = None if own is None else own.scale

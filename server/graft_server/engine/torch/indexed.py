@@ -7,12 +7,12 @@ so that the same recorded kernels serve any mixture (BGMV and SGMV in Punica: Ch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 
-from graft_server.engine.torch.rows import FirstProducts
 from graft_server.engine.torch.stack import LinearSite, NeckWeights
 
 #: Rows of one tile at most: what one product of a GPU's matrix units takes.
@@ -54,13 +54,16 @@ def most_tiles(rows: int, capacity: int) -> int:
 class Products(Protocol):
     """The two products of rows with a position each. Rows at -1 have none.
 
-    ``x``: ``[T, in]``; ``down``: ``[capacity, in, columns]``; ``hidden``: ``[splits, T, columns]``, parts whose sum is
-    the first product; ``up``: ``[capacity, R, out]``; ``output``: ``[T, out]``.
+    ``x``: ``[T, in]``; ``down``: ``[capacity, in, modules * R]``; ``hidden``: ``[splits, T, modules * R]``, parts whose
+    sum is the first product; ``up``: ``[capacity, R, out]``; ``output``: ``[T, out]``. Module ``i`` has ``R`` columns
+    of the first product from ``i * R``, and the outputs from ``ends[i]`` to ``ends[i + 1]``.
     """
 
     def shrink(self, x: torch.Tensor, down: torch.Tensor, index: RowIndex) -> torch.Tensor: ...
 
-    def expand_add(self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, index: RowIndex) -> None: ...
+    def expand_add(
+        self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, ends: Sequence[int], index: RowIndex
+    ) -> None: ...
 
 
 class GatheredProducts:
@@ -69,8 +72,12 @@ class GatheredProducts:
     def shrink(self, x: torch.Tensor, down: torch.Tensor, index: RowIndex) -> torch.Tensor:
         return torch.bmm(x[:, None], down[index.positions.clamp(min=0)]).transpose(0, 1)
 
-    def expand_add(self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, index: RowIndex) -> None:
-        update = torch.bmm(hidden.sum(0)[:, None], up[index.positions.clamp(min=0)])[:, 0]
+    def expand_add(
+        self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, ends: Sequence[int], index: RowIndex
+    ) -> None:
+        first, second = hidden.sum(0)[:, None], up[index.positions.clamp(min=0)]
+        parts = zip(torch.split(first, up.shape[1], dim=2), pairwise(ends), strict=True)
+        update = torch.cat([torch.bmm(part, second[:, :, begin:end]) for part, (begin, end) in parts], dim=2)[:, 0]
         output += torch.where(index.positions[:, None] >= 0, update, 0)
 
 
@@ -82,11 +89,10 @@ class IndexedRows:
     bucket: int
     index: RowIndex
     products: Products
-    first: FirstProducts = field(default_factory=FirstProducts, compare=False)
 
     def add_linear(self, output: torch.Tensor, x: torch.Tensor, site: LinearSite, bias: torch.Tensor | None) -> None:
-        hidden = self.first.of(x, lambda: self.products.shrink(x, site.down, self.index))
-        self.products.expand_add(output, hidden[:, :, site.columns], site.up, self.index)
+        hidden = self.products.shrink(x, site.down, self.index)
+        self.products.expand_add(output, hidden, site.up, site.ends, self.index)
         if site.scale is None:
             return
         positions = self.index.positions
@@ -123,8 +129,8 @@ def check_products(products: Products, dtype: torch.dtype, device: torch.device,
         return torch.randn(*shape, generator=random).to(device, dtype)
 
     rows = [2, 2, -1, 0, *[1] * (TILE_ROWS + 2), 3]
-    x, down, up = tensor(len(rows), 600), tensor(4, 600, 48), tensor(4, 16, 200)
-    output = tensor(len(rows), 200)
+    x, down, up, ends = tensor(len(rows), 600), tensor(4, 600, 48), tensor(4, 16, 700), (0, 300, 364, 700)
+    output = tensor(len(rows), 700)
     tiles = [*tile_rows(rows), (0, 0, 0)]
     index = RowIndex(
         torch.tensor(rows, dtype=torch.int32, device=device), torch.tensor(tiles, dtype=torch.int32, device=device)
@@ -132,7 +138,7 @@ def check_products(products: Products, dtype: torch.dtype, device: torch.device,
 
     def result(products: Products) -> torch.Tensor:
         result = output.clone()
-        products.expand_add(result, products.shrink(x, down, index)[:, :, 16:32], up, index)
+        products.expand_add(result, products.shrink(x, down, index), up, ends, index)
         return result
 
     require_close(result(products), result(GatheredProducts()), tolerance)

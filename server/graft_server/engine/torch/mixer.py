@@ -6,19 +6,23 @@ S-LoRA: Sheng et al. 2023). Base rows are in no group and cost nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from graft_server.engine.integrity import require
 from graft_server.engine.native.lora import native_lora
+from graft_server.engine.torch.joint import join_linears
 from graft_server.engine.torch.native_rows import MOST_ROWS, NativeRows
 from graft_server.engine.torch.resident import ResidentAdapter
 from graft_server.engine.torch.rows import MixedRows, Placed, Run, group_rows
 from graft_server.engine.torch.sequence import BASE
-from graft_server.engine.torch.stack import HEAD, NeckSite, Siblings, Stack
+from graft_server.engine.torch.stack import HEAD, NeckSite, Stack, Unit
 
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], Any], Any]
 
@@ -35,17 +39,14 @@ class Mixer:
         self._stacks: dict[int, Stack] = {}
         self._rows: Sequence[MixedRows] = ()
         self._logit_rows: Sequence[MixedRows] = ()
-        self._linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        #: Modules that read the same input, by each of them; learnt by ``watch_inputs``.
-        self._siblings: dict[str, Siblings] = {name: (name,) for name in self._linears}
-        #: What a linear module read last, and its rows: siblings read the same, and get the same tensor.
-        self._input: torch.Tensor | None = None
-        self._input_rows: torch.Tensor | None = None
         #: Computes rows that decode, on CPUs where it could be compiled.
         self.native = native_lora() if next(model.parameters()).device.type == "cpu" else None
+        self._linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        self._head = head
+        self._units: dict[str, Unit] = {}
+        self._hooks: dict[Unit, RemovableHandle] = {}
         for name, module in self._linears.items():
-            on_logits = module is head
-            module.register_forward_hook(self._linear_hook(name, module.bias, on_logits=on_logits))
+            self._hook(Unit((name,), (0, module.out_features)), module)
         for index, block in enumerate(blocks):
             block.register_forward_hook(self._block_hook(index))
         head.register_forward_hook(self._head_hook())
@@ -69,7 +70,7 @@ class Mixer:
                 buckets.setdefault(adapter.bucket, {})[engine_id] = adapter
         for bucket, adapters in buckets.items():
             if bucket not in self._stacks:
-                self._stacks[bucket] = Stack(bucket, self._siblings)
+                self._stacks[bucket] = Stack(bucket, self._units)
             self._stacks[bucket].ensure(adapters)
 
     def order(self, engine_id: int) -> tuple[int, int]:
@@ -88,7 +89,6 @@ class Mixer:
     def begin_rows(self, rows: Sequence[MixedRows], logit_rows: Sequence[MixedRows]) -> None:
         """As ``begin``, of rows that the caller has laid out."""
         self._rows, self._logit_rows = rows, logit_rows
-        self._input = self._input_rows = None
 
     def positions(self, engine_ids: Sequence[int]) -> dict[int, list[int]] | None:
         """For each bucket in use, the position of each row's adapter in its stack, -1 for rows of the base or of other
@@ -129,12 +129,6 @@ class Mixer:
             groups += group_rows(bucket, placed, device)
         return groups
 
-    def _flat(self, x: torch.Tensor) -> torch.Tensor:
-        """``[1, T, width]`` to ``[T, width]``, the same object for the same input."""
-        if self._input_rows is None or self._input is not x:
-            self._input, self._input_rows = x, x[0]
-        return self._input_rows
-
     def check_integrity(self) -> None:
         """
         Raises:
@@ -145,9 +139,28 @@ class Mixer:
             gone = [engine_id for engine_id in stack.held if engine_id not in self.adapters]
             require(not gone, f"adapters {gone} have been removed and are still in a stack")
 
-    def watch_inputs(self) -> Callable[[], None]:
-        """Learn, during one forward pass, which linear modules read the same tensor (q, k, v; gate, up). Returns the
-        function that ends the watching."""
+    def join_linears(self, run: Callable[[], object]) -> list[nn.Module]:
+        """Have linear modules that read the same tensor (q, k, v; gate, up) computed as one; before there are adapters.
+        Which these are shows ``run``, a forward pass. Returns the modules that compute the products now, in the model's
+        order."""
+        computing: dict[str, nn.Module] = dict(self._linears)
+        for names in self._readers(run):
+            modules = [self._linears[name] for name in names]
+            joint = None if self._head in modules else join_linears(modules)
+            if joint is None:
+                continue
+            for name in names:
+                self._hooks.pop(self._units[name]).remove()
+            sizes = [module.out_features for module in modules]
+            self._hook(Unit(names, tuple(accumulate(sizes, initial=0))), joint)
+            computing[names[0]] = joint
+            for name in names[1:]:
+                del computing[name]
+        return list(computing.values())
+
+    def _readers(self, run: Callable[[], object]) -> list[tuple[str, ...]]:
+        """The linear modules that read one tensor, in the order of their calls; those that are called twice are left
+        out."""
         readers: dict[int, list[str]] = {}
         alive: list[torch.Tensor] = []  # an id is only unique among living tensors
 
@@ -159,23 +172,29 @@ class Mixer:
             return hook
 
         handles = [module.register_forward_pre_hook(watch(name)) for name, module in self._linears.items()]
-
-        def stop() -> None:
+        try:
+            run()
+        finally:
             for handle in handles:
                 handle.remove()
-            for names in readers.values():
-                self._siblings.update({name: tuple(names) for name in names})
+        calls = Counter(name for names in readers.values() for name in names)
+        once = [tuple(name for name in names if calls[name] == 1) for names in readers.values()]
+        return [names for names in once if len(names) > 1]
 
-        return stop
+    def _hook(self, unit: Unit, module: nn.Linear) -> None:
+        """Add what adapters make of a unit's input to its output."""
+        self._units.update(dict.fromkeys(unit.names, unit))
+        hook = self._linear_hook(unit, module.bias, on_logits=module is self._head)
+        self._hooks[unit] = module.register_forward_hook(hook)
 
     # Hooks
 
-    def _linear_hook(self, name: str, bias: torch.Tensor | None, *, on_logits: bool) -> Hook:
+    def _linear_hook(self, unit: Unit, bias: torch.Tensor | None, *, on_logits: bool) -> Hook:
         def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             for rows in self._logit_rows if on_logits else self._rows:
-                site = self._stacks[rows.bucket].linear(name)
+                site = self._stacks[rows.bucket].linear(unit)
                 if site is not None:
-                    rows.add_linear(output[0], self._flat(inputs[0]), site, bias)
+                    rows.add_linear(output[0], inputs[0][0], site, bias)
 
         return hook
 

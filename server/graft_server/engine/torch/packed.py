@@ -11,6 +11,7 @@ thousand of them. So there are products of a few numbers of rows only.
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -25,15 +26,12 @@ _ROWS = 64
 _EXACT = 8
 
 
-def pack_linears(model: nn.Module, head: nn.Module, *, budget: int = _BUDGET) -> int:
-    """Have linear modules compute with packed weights, ``head`` first and then in the model's order, until ``budget``
-    bytes are used; none where that is of no use. Returns how many bytes the packed weights have."""
-    if not _is_of_use(next(model.parameters())):
-        return 0
-    modules = [head, *(module for module in model.modules() if module is not head)]
+def pack_linears(modules: Iterable[nn.Module], *, budget: int = _BUDGET) -> int:
+    """Have linear modules compute with packed weights, the first ones until ``budget`` bytes are used; none where that
+    is of no use. Returns how many bytes the packed weights have."""
     used = 0
     for module in modules:
-        if type(module) is not nn.Linear or used + module.weight.nbytes > budget:
+        if type(module) is not nn.Linear or not _is_of_use(module.weight) or used + module.weight.nbytes > budget:
             continue
         packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), _ROWS)
         # On the instance: hooks see the module as it was.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -27,26 +27,13 @@ class MixedRows(Protocol):
     def bucket(self) -> int: ...
 
     def add_linear(self, output: torch.Tensor, x: torch.Tensor, site: LinearSite, bias: torch.Tensor | None) -> None:
-        """Add what the adapters make of ``x`` to a linear module's ``output``, and apply DoRA's scale to everything but
-        the bias. Modules that read the same ``x`` come one after the other."""
+        """Add what the adapters make of ``x`` to the ``output`` of a unit's linear modules, and apply DoRA's scale to
+        everything but the bias."""
         ...
 
     def add_neck(self, output: torch.Tensor, x: torch.Tensor, neck: NeckWeights) -> None:
         """Add what the rows' bottlenecks make of ``x``."""
         ...
-
-
-class FirstProducts:
-    """The first products of the input seen last: modules that read the same input share them."""
-
-    def __init__(self) -> None:
-        self._input: torch.Tensor | None = None
-        self._hidden: torch.Tensor | None = None
-
-    def of(self, x: torch.Tensor, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        if self._hidden is None or self._input is not x:
-            self._input, self._hidden = x, compute()
-        return self._hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +66,6 @@ class RowGroup:
     gather: torch.Tensor | None = None
     real: torch.Tensor | None = None
     targets: torch.Tensor | None = None
-    products: FirstProducts = field(default_factory=FirstProducts, compare=False)
 
     def read(self, rows: torch.Tensor) -> torch.Tensor:
         """``[T, width]`` to ``[P, n, width]``; a view where the counts are equal."""
@@ -87,17 +73,17 @@ class RowGroup:
         return picked.view(self.places.stop - self.places.start, self.n, -1)
 
     def add_linear(self, output: torch.Tensor, x: torch.Tensor, site: LinearSite, bias: torch.Tensor | None) -> None:
-        hidden = self.products.of(x, lambda: torch.bmm(self.read(x), site.down[self.places]))
-        hidden, weight = hidden[:, :, site.columns], site.up[self.places]
+        hidden, up = torch.bmm(self.read(x), site.down[self.places]), site.up[self.places]
+        for columns, outputs in site.slices:
+            first, second, own = hidden[:, :, columns], up[:, :, outputs], output[:, outputs]
+            if self.real is None:
+                own[self.start : self.end].view(*first.shape[:2], -1).baddbmm_(first, second)
+            else:
+                self.add(own, torch.bmm(first, second))
         if site.scale is not None:
             scale = self.flat(site.scale[self.places].expand(-1, self.n, -1))
             without = 0 if bias is None else bias
-            update = self.flat(torch.bmm(hidden, weight))
-            self.put(output, (self.take(output) - without + update) * scale + without)
-        elif self.real is None:
-            output[self.start : self.end].view(*hidden.shape[:2], -1).baddbmm_(hidden, weight)
-        else:
-            self.add(output, torch.bmm(hidden, weight))
+            self.put(output, (self.take(output) - without) * scale + without)
 
     def add_neck(self, output: torch.Tensor, x: torch.Tensor, neck: NeckWeights) -> None:
         self.add(output, neck.apply(self.read(x), self.places))

@@ -47,7 +47,6 @@ class ModelRunner:
         _refuse_unservable(model)
         head = model.get_output_embeddings()
         assert isinstance(head, nn.Module)
-        pack_linears(model, head)
         self.mixer = Mixer(model, blocks=transformer_blocks(model), head=head)
         #: Replays steps of few tokens, where that has been begun.
         self.graphs: StepGraphs | None = None
@@ -55,7 +54,7 @@ class ModelRunner:
         norm: Norm | None = torch_norm if self.device.type == "cuda" else None
         if self.device.type == "cpu":
             self._step.lone, norm = native_attention(self.dtype), native_norm(self.dtype)
-        bytes_per_token = self._try_out()
+        bytes_per_token = self._try_out(head)
         if norm is not None:
             fuse_norms(model, norm, self._tolerance / 10)
         blocks = max(_LEAST_BLOCKS, kv_cache_bytes // (bytes_per_token * BLOCK_SIZE))
@@ -136,17 +135,22 @@ class ModelRunner:
         )
 
     @torch.inference_mode()
-    def _try_out(self) -> int:
-        """One short prompt through the model's own attention and through ours, at once and with its last token in a
-        step of its own, as a model computes it that keeps more than keys and values: refuses a model on which these
-        differ, learns which layers share inputs, and returns the bytes of KV cache a token takes."""
+    def _try_out(self, head: nn.Module) -> int:
+        """Join and pack the linear modules, and compare: one short prompt through the model as it was, and through what
+        it is now, at once and with its last token in a step of its own, as a model computes it that keeps more than
+        keys and values. Refuses a model on which these differ, and returns the bytes of KV cache a token takes."""
         count = BLOCK_SIZE
         tokens = [(7 * i + 3) % int(self.model.config.get_text_config().vocab_size) for i in range(count)]
-        expected = self.model(input_ids=torch.tensor([tokens], device=self.device), use_cache=False).logits[0]
+        prompt = torch.tensor([tokens], device=self.device)
+        expected = self.model(input_ids=prompt, use_cache=False).logits[0]
+        linears = self.mixer.join_linears(lambda: self.model(input_ids=prompt, use_cache=False))
+        if self.device.type == "cuda":
+            # The weights that were joined are given back to the device: the cache is to have them.
+            torch.cuda.empty_cache()
+        pack_linears([head, *(module for module in linears if module is not head)])
         self.model.set_attn_implementation(NAME)
         sequence = Sequence("try-out", BASE, tokens, logits_at=frozenset(range(count)), blocks=[0])
         decoding = Sequence("try-out, decoding", BASE, tokens, blocks=[0])
-        stop_watching = self.mixer.watch_inputs()
         try:
             _, logits = self.forward([Chunk(sequence, 0, count)])
             self.forward([Chunk(decoding, 0, count - 1)])
@@ -155,8 +159,6 @@ class ModelRunner:
             raise EngineUnavailableError(
                 f"{self.model.config.model_type} models can't run on paged attention: {error}"
             ) from error
-        finally:
-            stop_watching()
         scale = expected.float().abs().max()
         expected, logits = torch.cat([expected, expected[-1:]]), torch.cat([logits, last])
         difference = (logits.float() - expected.float()).abs().max() / scale

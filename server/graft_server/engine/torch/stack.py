@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -18,35 +19,53 @@ from graft_server.engine.torch.resident import ResidentAdapter, ResidentBottlene
 #: A block's layer index, or the output head.
 NeckSite = int | str
 HEAD: NeckSite = "head"
-#: Modules that read the same input.
-Siblings = tuple[str, ...]
 
 _LEAST_CAPACITY = 4
 _NECK_PARTS = ("down", "down_bias", "up", "up_bias")
 
 
-@dataclass(slots=True)
-class UpSite:
-    """``weight``: ``[capacity, R, out]``; ``scale``: ``[capacity, 1, out]`` once an adapter has one."""
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Linear modules that are computed as one, by their names. ``ends``: where the outputs of each begin, and where
+    those of the last one end."""
 
-    weight: torch.Tensor
+    names: tuple[str, ...]
+    ends: tuple[int, ...]
+
+    def columns(self, name: str) -> slice:
+        """A module's own outputs."""
+        at = self.names.index(name)
+        return slice(self.ends[at], self.ends[at + 1])
+
+
+@dataclass(slots=True)
+class LinearWeights:
+    """``down``: ``[capacity, in, modules * R]``; ``up``: ``[capacity, R, out]``; ``scale``: ``[capacity, 1, out]`` once
+    an adapter has one."""
+
+    down: torch.Tensor
+    up: torch.Tensor
     scale: torch.Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class LinearSite:
-    """What the adapters of a stack do at one linear module.
+    """What the adapters of a stack do at the linear modules of a unit.
 
-    ``down``: ``[capacity, in, siblings * R]``, for all modules that read the same input, of which the module's own
-    ``columns``; ``up``: ``[capacity, R, out]``; ``scale``: ``[capacity, 1, out]`` once an adapter has one. ``native``
-    is the same for ``NativeLora``.
+    ``down``, ``up`` and ``scale`` are those of ``LinearWeights``. ``ends`` is the unit's, and ``slices`` has for each
+    module its columns of the first product, with which its outputs are multiplied, and these. ``native`` is the same
+    for ``NativeLora``.
     """
 
-    down: torch.Tensor
-    columns: slice
-    up: torch.Tensor
-    scale: torch.Tensor | None
-    native: NativeLayer
+    __slots__ = ("down", "ends", "native", "scale", "slices", "up")
+
+    def __init__(self, weights: LinearWeights, ends: Sequence[int]) -> None:
+        self.down, self.up, self.scale = weights.down, weights.up, weights.scale
+        self.ends = tuple(ends)
+        rank = self.up.shape[1]
+        self.slices = [
+            (slice(at * rank, (at + 1) * rank), slice(*outputs)) for at, outputs in enumerate(pairwise(self.ends))
+        ]
+        self.native = NativeLayer(self.down, self.up, self.ends)
 
 
 @dataclass(slots=True)
@@ -83,23 +102,22 @@ class NeckWeights:
 class Stack:
     """Adapters of one rank bucket ``R`` at the positions of a few large tensors.
 
-    ``siblings`` names, for each linear module, the modules that read the same input, itself among them: their first
-    products are one. A position without an adapter holds anything finite; no row of a batch takes its product.
+    ``units`` has, for each linear module, the unit that it is of. A position without an adapter holds anything finite;
+    no row of a batch takes its product.
     """
 
-    def __init__(self, bucket: int, siblings: Mapping[str, Siblings]) -> None:
+    def __init__(self, bucket: int, units: Mapping[str, Unit]) -> None:
         self.bucket = bucket
         self.positions = Positions()
-        self._siblings = siblings
+        self._units = units
         #: Positions that there is room for.
         self.capacity = 0
-        self._downs: dict[Siblings, torch.Tensor] = {}
-        self._ups: dict[str, UpSite] = {}
+        self._linears: dict[Unit, LinearWeights] = {}
         self._necks: dict[NeckSite, NeckWeights] = {}
         #: How many of the adapters here use a module, or have a bottleneck at a site.
         self._users: Counter[str | NeckSite] = Counter()
         self._held: dict[int, ResidentAdapter] = {}
-        self._sites: dict[str, LinearSite] = {}
+        self._sites: dict[Unit, LinearSite] = {}
         #: Changes when a tensor moves or a module gets its first adapter: what was recorded of a step holds no longer.
         self.version = 0
 
@@ -144,21 +162,14 @@ class Stack:
     def _drop(self, engine_id: int) -> None:
         self._users.subtract(_sites(self._held.pop(engine_id)))
 
-    def linear(self, name: str) -> LinearSite | None:
-        """``None`` where no adapter here changes the module."""
-        if self._users[name] == 0:
+    def linear(self, unit: Unit) -> LinearSite | None:
+        """``None`` where no adapter here changes any of its modules."""
+        if all(self._users[name] == 0 for name in unit.names):
             return None
-        site = self._sites.get(name)
+        site = self._sites.get(unit)
         if site is None:
-            down, up, columns = self._downs[self._siblings[name]], self._ups[name], self._columns(name)
-            native = NativeLayer(down[:, :, columns], up.weight, [0, up.weight.shape[2]])
-            site = self._sites[name] = LinearSite(down, columns, up.weight, up.scale, native)
+            site = self._sites[unit] = LinearSite(self._linears[unit], unit.ends)
         return site
-
-    def _columns(self, name: str) -> slice:
-        """The module's own part of the first products."""
-        first = self._siblings[name].index(name) * self.bucket
-        return slice(first, first + self.bucket)
 
     def _moved(self) -> None:
         """Tensors have been replaced or added."""
@@ -174,11 +185,9 @@ class Stack:
             return
         self._moved()
         before, self.capacity = self.capacity, max(_LEAST_CAPACITY, 2 * self.capacity, count)
-        for siblings, weight in self._downs.items():
-            self._downs[siblings] = self._enlarged(weight, before)
-        for up in self._ups.values():
-            up.weight = self._enlarged(up.weight, before)
-            up.scale = None if up.scale is None else self._enlarged(up.scale, before)
+        for weights in self._linears.values():
+            weights.down, weights.up = self._enlarged(weights.down, before), self._enlarged(weights.up, before)
+            weights.scale = None if weights.scale is None else self._enlarged(weights.scale, before)
         for neck in self._necks.values():
             for part in _NECK_PARTS:
                 setattr(neck, part, self._enlarged(getattr(neck, part), before))
@@ -195,26 +204,22 @@ class Stack:
             self._make_linear(name, linear)
         for site, neck in necks.items():
             self._make_neck(site, neck)
-        for siblings, weight in self._downs.items():
-            for name in siblings:
-                own = adapter.linears.get(name)
-                part = weight[at, :, self._columns(name)]
-                part.zero_() if own is None else part.copy_(own.down)
-        for name, up in self._ups.items():
-            _write_up(up, at, adapter.linears.get(name))
-        for site, weights in self._necks.items():
-            weights.write(at, necks.get(site))
+        for unit, weights in self._linears.items():
+            for slot, name in enumerate(unit.names):
+                columns = slice(slot * self.bucket, (slot + 1) * self.bucket)
+                _write_linear(weights, at, columns, unit.columns(name), adapter.linears.get(name))
+        for site, neck_weights in self._necks.items():
+            neck_weights.write(at, necks.get(site))
 
     def _make_linear(self, name: str, linear: ResidentLinear) -> None:
-        siblings = self._siblings[name]
-        if siblings not in self._downs:
-            shape = (self.capacity, linear.down.shape[0], len(siblings) * self.bucket)
-            self._downs[siblings] = linear.down.new_zeros(shape)
-        if name not in self._ups:
-            self._ups[name] = UpSite(linear.up.new_zeros(self.capacity, *linear.up.shape))
-        if linear.scale is not None and self._ups[name].scale is None:
+        unit = self._units[name]
+        out = unit.ends[-1]
+        if unit not in self._linears:
+            down = linear.down.new_zeros(self.capacity, len(linear.down), len(unit.names) * self.bucket)
+            self._linears[unit] = LinearWeights(down, linear.up.new_zeros(self.capacity, self.bucket, out))
+        if linear.scale is not None and self._linears[unit].scale is None:
             self._moved()
-            self._ups[name].scale = linear.scale.new_ones(self.capacity, 1, len(linear.scale))
+            self._linears[unit].scale = linear.scale.new_ones(self.capacity, 1, out)
 
     def _make_neck(self, site: NeckSite, neck: ResidentBottleneck) -> None:
         if site not in self._necks:
@@ -227,11 +232,14 @@ class Stack:
             )
 
 
-def _write_up(up: UpSite, at: int, linear: ResidentLinear | None) -> None:
-    """Have a linear's second product, or one that adds nothing, at a position."""
-    up.weight[at] = 0 if linear is None else linear.up
-    if up.scale is not None:
-        up.scale[at] = 1 if linear is None or linear.scale is None else linear.scale
+def _write_linear(
+    weights: LinearWeights, at: int, columns: slice, outputs: slice, linear: ResidentLinear | None
+) -> None:
+    """Have a module's own products, or such as add nothing, at a position."""
+    weights.down[at, :, columns] = 0 if linear is None else linear.down
+    weights.up[at, :, outputs] = 0 if linear is None else linear.up
+    if weights.scale is not None:
+        weights.scale[at, :, outputs] = 1 if linear is None or linear.scale is None else linear.scale
 
 
 def _necks(adapter: ResidentAdapter) -> Iterator[tuple[NeckSite, ResidentBottleneck]]:

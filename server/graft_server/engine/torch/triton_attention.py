@@ -25,7 +25,7 @@ _FEW = (128, 4)
 def _attend(  # type: ignore[no-untyped-def]
     query, keys, values, blocks, lengths, output, partial, weights, scale, window, table_width,
     rows, kv_heads, fold, head_dim, value_dim, block_size,
-    part_places, parts: tl.constexpr, round_: tl.constexpr,
+    part_places, divided: tl.constexpr, round_: tl.constexpr,
     padded_fold: tl.constexpr, padded_head: tl.constexpr, padded_value: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
@@ -62,7 +62,7 @@ def _attend(  # type: ignore[no-untyped-def]
         result = result * before[:, None] + tl.dot(shares.to(w.dtype), w, input_precision=precision)
         largest = higher
     inside = (f < fold)[:, None] & (v < value_dim)[None, :]
-    if parts == 1:
+    if not divided:
         place = own[:, None] * value_dim + v[None, :]
         tl.store(output + place, (result / total[:, None]).to(output.dtype.element_ty), mask=inside)
     else:
@@ -121,7 +121,7 @@ def triton_attention(
         query, keys, values, blocks, lengths, output, partial, weights, scale,
         context if window is None else window, blocks.shape[1],
         rows, kv_heads, fold, head_dim, value_dim, block_size,
-        part_places, parts, round_, padded_side(fold), padded_side(head_dim), padded_value,
+        part_places, parts > 1, round_, padded_side(fold), padded_side(head_dim), padded_value,
         product_precision(query), num_warps=warps,
     )  # fmt: skip
     if parts > 1:

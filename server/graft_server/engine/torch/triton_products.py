@@ -7,6 +7,10 @@ order: an answer does not depend on timing.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 import triton
 import triton.language as tl
@@ -21,6 +25,8 @@ _LEAST_SPLIT = 256
 _ROUND = 128
 #: Outputs of one program of the second.
 _OUTPUTS = 256
+#: What begins and ends at multiples of so many numbers is read in the largest pieces there are.
+_VECTOR = 16
 #: Warps of a program of the first product, and of the second.
 _SHRINK_WARPS = 4
 _EXPAND_WARPS = 4
@@ -59,38 +65,45 @@ def _shrink(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _expand(  # type: ignore[no-untyped-def]
-    output, hidden, up, tiles, out, rank, part_stride, row_stride,
+    output, hidden, up, tiles, pieces, out, rank, part_stride, row_stride,
     parts: tl.constexpr, outputs: tl.constexpr, padded_rank: tl.constexpr, tile_rows: tl.constexpr,
-    precision: tl.constexpr,
+    columns_together: tl.constexpr, outputs_together: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
+    piece = tl.program_id(1)
     count = tl.load(tiles + 3 * tile + 2)
     if count == 0:
         return
     position = tl.load(tiles + 3 * tile).to(tl.int64)
     first = tl.load(tiles + 3 * tile + 1)
+    column = tl.multiple_of(tl.load(pieces + 3 * piece), columns_together)
+    begin = tl.multiple_of(tl.load(pieces + 3 * piece + 1), outputs_together)
+    end = tl.multiple_of(tl.load(pieces + 3 * piece + 2), outputs_together)
     m = tl.arange(0, tile_rows)
     r = tl.arange(0, padded_rank)
-    n = tl.program_id(1) * outputs + tl.arange(0, outputs)
+    n = begin + tl.arange(0, outputs)
     weights = tl.load(
         up + (position * rank + r[:, None]) * out + n[None, :],
-        mask=(r[:, None] < rank) & (n[None, :] < out),
+        mask=(r[:, None] < rank) & (n[None, :] < end),
         other=0.0,
     )
     places = output + (first + m)[:, None] * out + n[None, :]
-    inside = (m < count)[:, None] & (n < out)[None, :]
+    inside = (m < count)[:, None] & (n < end)[None, :]
     before = tl.load(places, mask=inside, other=0.0).to(tl.float32)
     sums = tl.zeros((tile_rows, padded_rank), dtype=tl.float32)
     known = (m < count)[:, None] & (r < rank)[None, :]
     for part in tl.static_range(parts):
         sums += tl.load(
-            hidden + part * part_stride + (first + m)[:, None] * row_stride + r[None, :], mask=known, other=0.0
+            hidden + part * part_stride + (first + m)[:, None] * row_stride + column + r[None, :], mask=known, other=0.0
         )
     after = tl.dot(sums, weights.to(tl.float32), before, input_precision=precision)
     tl.store(places, after.to(output.dtype.element_ty), mask=inside)
 
 
 class TritonProducts:
+    def __init__(self) -> None:
+        self._pieces: dict[tuple[tuple[int, ...], int, torch.device], torch.Tensor] = {}
+
     def shrink(self, x: torch.Tensor, down: torch.Tensor, index: RowIndex) -> torch.Tensor:
         x = x.contiguous()
         rows, width = x.shape
@@ -104,9 +117,26 @@ class TritonProducts:
         )  # fmt: skip
         return hidden
 
-    def expand_add(self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, index: RowIndex) -> None:
+    def expand_add(
+        self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, ends: Sequence[int], index: RowIndex
+    ) -> None:
         out, rank = up.shape[2], up.shape[1]
-        _expand[len(index.tiles), triton.cdiv(out, _OUTPUTS)](
-            output, hidden, up, index.tiles, out, rank, hidden.stride(0), hidden.stride(1),
-            len(hidden), _OUTPUTS, padded_side(rank), TILE_ROWS, product_precision(output), num_warps=_EXPAND_WARPS,
+        pieces = self._pieces_of(tuple(ends), rank, output.device)
+        _expand[len(index.tiles), len(pieces)](
+            output, hidden, up, index.tiles, pieces, out, rank, hidden.stride(0), hidden.stride(1),
+            len(hidden), _OUTPUTS, padded_side(rank), TILE_ROWS,
+            math.gcd(_VECTOR, rank), math.gcd(_VECTOR, *ends), product_precision(output), num_warps=_EXPAND_WARPS,
         )  # fmt: skip
+
+    def _pieces_of(self, ends: tuple[int, ...], rank: int, device: torch.device) -> torch.Tensor:
+        """What each program of the second product has: its first column of the first product, its first output, and the
+        end of its module's outputs; ``[B, 3]`` (int32)."""
+        key = (ends, rank, device)
+        if key not in self._pieces:
+            pieces = [
+                (rank * module, begin, end)
+                for module, (first, end) in enumerate(pairwise(ends))
+                for begin in range(first, end, _OUTPUTS)
+            ]
+            self._pieces[key] = torch.tensor(pieces, dtype=torch.int32, device=device)
+        return self._pieces[key]
