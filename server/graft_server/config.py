@@ -46,7 +46,10 @@ class Settings(BaseSettings):
         ge=1,
         description="Of an object store, artefacts, datasets and callers' files kept in the data folder, in MiB.",
     )
-    cache_dir: Path = Field(Path("~/.cache/graftwork"), description="Converted base models (also `GRAFT_CACHE`).")
+    cache_dir: Path = Field(
+        Path("~/.cache/graftwork"),
+        description="Converted base models, and what was compiled for this machine (also `GRAFT_CACHE`).",
+    )
     engine: Literal["auto", "torch", "vllm"] = Field(
         "auto",
         description="What runs the model: `torch`, `vllm`, or `auto`, which is vLLM on CUDA where it is installed, "

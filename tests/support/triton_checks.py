@@ -4,7 +4,7 @@ imported, and without a GPU its interpreter must be asked for."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from graft_server.engine.base import GenerateRequest, PromptInput, SamplingParam
 from graft_server.engine.messages import EngineConfig
 from graft_server.engine.torch.engine import TorchEngine
 from graft_server.engine.torch.indexed import RowIndex, check_products, require_close
+from graft_server.engine.torch.stack import Part
 from graft_server.engine.torch.triton_attention import triton_attention
 from graft_server.engine.torch.triton_products import TritonProducts
 from support.adapters import methods
@@ -32,9 +33,9 @@ def check_all_products() -> None:
 
     class Wrong(TritonProducts):
         def expand_add(
-            self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, ends: Sequence[int], index: RowIndex
+            self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, parts: tuple[Part, ...], index: RowIndex
         ) -> None:
-            super().expand_add(output, hidden, up.roll(1, 0), ends, index)
+            super().expand_add(output, hidden, up.roll(1, 0), parts, index)
 
     try:
         check_products(Wrong(), torch.float32, DEVICE, 1e-5)

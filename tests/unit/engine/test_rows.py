@@ -70,7 +70,7 @@ def test_every_row_is_in_one_group_and_padding_is_bounded(case: Case) -> None:
 def test_products_equal_those_of_each_row_alone(case: Case, scaled: bool, biased: bool, seed: int) -> None:
     import torch
 
-    from graft_server.engine.torch.stack import LinearSite, LinearWeights
+    from graft_server.engine.torch.stack import LinearSite, LinearWeights, Part
 
     random = torch.Generator().manual_seed(seed)
 
@@ -78,18 +78,19 @@ def test_products_equal_those_of_each_row_alone(case: Case, scaled: bool, biased
         return torch.randn(*shape, generator=random, dtype=torch.float64)
 
     x, output = tensor(case.rows, WIDTH), tensor(case.rows, OUT)
-    down, up = tensor(41, WIDTH, 2 * RANK), tensor(41, RANK, OUT)
-    scale, bias = tensor(41, 1, OUT) if scaled else None, tensor(OUT) if biased else None
+    down, up, excess = tensor(41, WIDTH, 2 * RANK), tensor(41, RANK, OUT), tensor(41, 1, OUT)
+    bias = tensor(OUT) if biased else None
     expected = output.clone()
     for position, start, end in case.runs:
         for row in range(start, end):
             hidden = x[row] @ down[position]
             expected[row, :FIRST] += hidden[:RANK] @ up[position, :, :FIRST]
             expected[row, FIRST:] += hidden[RANK:] @ up[position, :, FIRST:]
-            if scale is not None:
-                without = 0 if bias is None else bias
-                expected[row] = (expected[row] - without) * scale[position, 0] + without
-    site = LinearSite(LinearWeights(down, up, scale), (0, FIRST, OUT))
+            if scaled:
+                without = 0 if bias is None else bias[FIRST:]
+                expected[row, FIRST:] = (expected[row, FIRST:] - without) * (1 + excess[position, 0, FIRST:]) + without
+    parts = (Part(0, 0, FIRST), Part(RANK, FIRST, OUT))
+    site = LinearSite.of(LinearWeights(down, up, excess), parts, parts[1:] if scaled else ())
     for group in groups_of(case):
         group.add_linear(output, x, site, bias)
     torch.testing.assert_close(output, expected)

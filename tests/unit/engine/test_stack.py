@@ -91,8 +91,12 @@ class Uses(RuleBasedStateMachine):
     def nothing_is_computed_that_nobody_has(self) -> None:
         held = [adapter(engine_id) for engine_id in self.stack.held]
         for unit in self.units.values():
-            used = any(name in each.linears for name in unit.names for each in held)
-            assert (self.stack.linear(unit) is None) == (not used)
+            linear, linears = self.stack.linear(unit), [each.linears for each in held]
+            used = {name for own in linears for name in unit.names if name in own}
+            scaled = {name for name in used if any(name in own and own[name].scale is not None for own in linears)}
+            parts, scales = (set(), set()) if linear is None else (set(linear.parts), set(linear.scaled))
+            assert parts == {unit.part(name, R) for name in used}
+            assert scales == {unit.part(name, R) for name in scaled}
         for layer in (0, 1):
             assert (self.stack.neck(layer) is None) == (not any(layer in each.blocks for each in held))
         assert (self.stack.neck("head") is None) == all(each.head is None for each in held)
@@ -114,9 +118,15 @@ class Uses(RuleBasedStateMachine):
             assert own is None
             return
         at = self.stack.positions[engine_id]
-        columns, outputs = linear.slices[unit.names.index(name)]
-        product = (self.x @ linear.down[at])[:, columns] @ linear.up[at, :, outputs]
-        scale = torch.ones(OUT[name], dtype=torch.float64) if linear.scale is None else linear.scale[at, 0, outputs]
+        part = unit.part(name, R)
+        if part not in linear.parts:
+            assert own is None
+            return
+        hidden = self.x @ linear.weights.down[at]
+        product = hidden[:, part.column : part.column + R] @ linear.weights.up[at, :, part.begin : part.end]
+        scale = torch.ones(OUT[name], dtype=torch.float64)
+        if part in linear.scaled:
+            scale += linear.weights.excess[at, 0, part.begin : part.end]
         expected = torch.zeros_like(product) if own is None else self.x @ own.down @ own.up
         torch.testing.assert_close(product, expected)
         own_scale = None if own is None else own.scale

@@ -82,20 +82,20 @@ struct Step {
     int32_t count;
 };
 
-// `down`: [slots, width, slices * rank], whose rows are `down_stride` numbers apart; `up`: [slots, rank, ends[slices]], a
-// slice's columns from ends[s] to ends[s + 1].
+// `down`: [slots, width, slices * rank], whose rows are `down_stride` numbers apart; `up`: [slots, rank, ends[slices]],
+// whose rows are `up_stride` apart, a slice's columns from ends[s] to ends[s + 1].
 struct Layer {
     const void* down;
     const void* up;
     const int32_t* ends;
-    int32_t slices, rank, width, down_stride;
+    int32_t slices, rank, width, down_stride, up_stride;
 };
 
 // For as many rows of one slot.
 template <int rows, typename T>
 void add_rows(T* y, int64_t y_stride, const T* x, int64_t x_stride, const Layer& layer, int32_t slot, const int32_t* at,
               float scale, float* input, float* hidden) {
-    const int64_t ranks = int64_t(layer.slices) * layer.rank, width = layer.width, outs = layer.ends[layer.slices];
+    const int64_t ranks = int64_t(layer.slices) * layer.rank, width = layer.width, outs = layer.up_stride;
     const T* down = static_cast<const T*>(layer.down) + slot * width * layer.down_stride;
     const T* up = static_cast<const T*>(layer.up) + slot * layer.rank * outs;
     Line sums[rows];

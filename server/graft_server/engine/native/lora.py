@@ -30,6 +30,7 @@ class _Layer(ctypes.Structure):
         ("rank", ctypes.c_int32),
         ("width", ctypes.c_int32),
         ("down_stride", ctypes.c_int32),
+        ("up_stride", ctypes.c_int32),
     )
 
 
@@ -44,13 +45,13 @@ class NativeStep:
 
 
 class NativeLayer:
-    """``down``: ``[slots, in, slices * R]``, all or some columns of a contiguous tensor; ``up``: ``[slots, R, out]``,
-    contiguous and of the same type; ``ends``: where the slices of the output begin, and where the last one ends."""
+    """``down``: ``[slots, in, slices * R]``; ``up``: ``[slots, R, out]``, of the same type; both all or some columns of
+    a contiguous tensor. ``ends``: where the slices of the output begin, and where the last one ends."""
 
     def __init__(self, down: torch.Tensor, up: torch.Tensor, ends: Sequence[int]) -> None:
         self._kept = (down, up, torch.tensor(ends, dtype=torch.int32))
         addresses = [tensor.data_ptr() for tensor in self._kept]
-        self.struct = _Layer(*addresses, len(ends) - 1, up.shape[1], down.shape[1], down.stride(1))
+        self.struct = _Layer(*addresses, len(ends) - 1, up.shape[1], down.shape[1], down.stride(1), up.stride(1))
 
 
 def sort_rows(slots: torch.Tensor) -> NativeStep:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Protocol
 
 import torch
 
-from graft_server.engine.torch.stack import LinearSite, NeckWeights
+from graft_server.engine.torch.stack import LinearSite, NeckWeights, Part
 
 #: Rows of one tile at most: what one product of a GPU's matrix units takes.
 TILE_ROWS = 16
@@ -55,14 +54,14 @@ class Products(Protocol):
     """The two products of rows with a position each. Rows at -1 have none.
 
     ``x``: ``[T, in]``; ``down``: ``[capacity, in, modules * R]``; ``hidden``: ``[splits, T, modules * R]``, parts whose
-    sum is the first product; ``up``: ``[capacity, R, out]``; ``output``: ``[T, out]``. Module ``i`` has ``R`` columns
-    of the first product from ``i * R``, and the outputs from ``ends[i]`` to ``ends[i + 1]``.
+    sum is the first product; ``up``: ``[capacity, R, out]``; ``output``: ``[T, out]``; ``parts`` say which columns of
+    the first product make which outputs.
     """
 
     def shrink(self, x: torch.Tensor, down: torch.Tensor, index: RowIndex) -> torch.Tensor: ...
 
     def expand_add(
-        self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, ends: Sequence[int], index: RowIndex
+        self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, parts: tuple[Part, ...], index: RowIndex
     ) -> None: ...
 
 
@@ -73,12 +72,13 @@ class GatheredProducts:
         return torch.bmm(x[:, None], down[index.positions.clamp(min=0)]).transpose(0, 1)
 
     def expand_add(
-        self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, ends: Sequence[int], index: RowIndex
+        self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, parts: tuple[Part, ...], index: RowIndex
     ) -> None:
         first, second = hidden.sum(0)[:, None], up[index.positions.clamp(min=0)]
-        parts = zip(torch.split(first, up.shape[1], dim=2), pairwise(ends), strict=True)
-        update = torch.cat([torch.bmm(part, second[:, :, begin:end]) for part, (begin, end) in parts], dim=2)[:, 0]
-        output += torch.where(index.positions[:, None] >= 0, update, 0)
+        for part in parts:
+            columns, outputs = slice(part.column, part.column + up.shape[1]), slice(part.begin, part.end)
+            update = torch.bmm(first[:, :, columns], second[:, :, outputs])[:, 0]
+            output[:, outputs] += torch.where(index.positions[:, None] >= 0, update, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +91,15 @@ class IndexedRows:
     products: Products
 
     def add_linear(self, output: torch.Tensor, x: torch.Tensor, site: LinearSite, bias: torch.Tensor | None) -> None:
-        hidden = self.products.shrink(x, site.down, self.index)
-        self.products.expand_add(output, hidden, site.up, site.ends, self.index)
-        if site.scale is None:
-            return
+        hidden = self.products.shrink(x, site.weights.down, self.index)
+        self.products.expand_add(output, hidden, site.weights.up, site.parts, self.index)
         positions = self.index.positions
-        scale = site.scale[positions.clamp(min=0), 0]
-        scale = torch.where(positions[:, None] >= 0, scale, 1)
-        if bias is None:
-            output *= scale
-        else:
-            output.copy_((output - bias) * scale + bias)
+        for part in site.scaled:
+            assert site.weights.excess is not None
+            outputs = slice(part.begin, part.end)
+            own, excess = output[:, outputs], site.weights.excess[positions.clamp(min=0), 0, outputs]
+            without = own if bias is None else own - bias[outputs]
+            own += torch.where(positions[:, None] >= 0, without * excess, 0)
 
     def add_neck(self, output: torch.Tensor, x: torch.Tensor, neck: NeckWeights) -> None:
         """None of these rows has one; others in the stack may."""
@@ -129,8 +127,9 @@ def check_products(products: Products, dtype: torch.dtype, device: torch.device,
         return torch.randn(*shape, generator=random).to(device, dtype)
 
     rows = [2, 2, -1, 0, *[1] * (TILE_ROWS + 2), 3]
-    x, down, up, ends = tensor(len(rows), 600), tensor(4, 600, 48), tensor(4, 16, 700), (0, 300, 364, 700)
-    output = tensor(len(rows), 700)
+    x, down, up, output = tensor(len(rows), 600), tensor(4, 600, 64), tensor(4, 16, 700), tensor(len(rows), 700)
+    # The module in between has no adapter.
+    parts = (Part(0, 0, 300), Part(16, 300, 364), Part(48, 440, 700))
     tiles = [*tile_rows(rows), (0, 0, 0)]
     index = RowIndex(
         torch.tensor(rows, dtype=torch.int32, device=device), torch.tensor(tiles, dtype=torch.int32, device=device)
@@ -138,7 +137,7 @@ def check_products(products: Products, dtype: torch.dtype, device: torch.device,
 
     def result(products: Products) -> torch.Tensor:
         result = output.clone()
-        products.expand_add(result, products.shrink(x, down, index), up, ends, index)
+        products.expand_add(result, products.shrink(x, down, index), up, parts, index)
         return result
 
     require_close(result(products), result(GatheredProducts()), tolerance)

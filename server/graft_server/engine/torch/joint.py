@@ -9,13 +9,21 @@ from functools import partial
 import torch
 from torch import nn
 
+#: Linear modules of one kind can be one: the width of their input, the type and device of their numbers, and whether
+#: they have a bias.
+Kind = tuple[int, torch.dtype, torch.device, bool]
 
-def join_linears(modules: Sequence[nn.Linear]) -> nn.Linear | None:
-    """One linear module for those that are called in this order with the same input. Each of them computes by it from
-    now on, and its weight is a part of the joint one. ``None`` where they can't be one.
-    """
-    if not _alike(modules):
+
+def kind_of(module: nn.Linear) -> Kind | None:
+    """``None`` for a module that computes something of its own."""
+    if type(module) is not nn.Linear or "forward" in vars(module):
         return None
+    return (module.in_features, module.weight.dtype, module.weight.device, module.bias is not None)
+
+
+def join_linears(modules: Sequence[nn.Linear]) -> nn.Linear:
+    """One linear module for those of one kind that are called in this order with the same input. Each of them computes
+    by it from now on, and its weight is a part of the joint one."""
     first, sizes = modules[0], [module.out_features for module in modules]
     joint = nn.Linear(first.in_features, sum(sizes), bias=first.bias is not None, device="meta")
     for name in ("weight", "bias") if first.bias is not None else ("weight",):
@@ -32,33 +40,21 @@ def join_linears(modules: Sequence[nn.Linear]) -> nn.Linear | None:
     return joint
 
 
-def _alike(modules: Sequence[nn.Linear]) -> bool:
-    """Whether they are plain linear modules of one kind."""
-    first = modules[0]
-    return all(
-        type(module) is nn.Linear
-        and "forward" not in vars(module)
-        and module.in_features == first.in_features
-        and (module.weight.dtype, module.weight.device) == (first.weight.dtype, first.weight.device)
-        and (module.bias is None) == (first.bias is None)
-        for module in modules
-    )
-
-
 class _Columns:
-    """What a joint module computes of an input, until the last of its modules has taken its columns."""
+    """What a joint module computes of an input, until each of its modules has taken its columns."""
 
     def __init__(self, joint: nn.Linear, sizes: list[int]) -> None:
         self._joint = joint
         self._sizes = sizes
         self._input: torch.Tensor | None = None
-        self._parts: Sequence[torch.Tensor] = ()
+        #: By the place of their module, those that have not been taken.
+        self._parts: dict[int, torch.Tensor] = {}
 
     def of(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """``x``: ``[..., in]``; gives ``[..., out]`` of one module, a view."""
-        if index == 0 or self._input is not x:
-            self._input, self._parts = x, torch.split(self._joint(x), self._sizes, dim=-1)
-        part = self._parts[index]
+        if index == 0 or self._input is not x or index not in self._parts:
+            self._input, self._parts = x, dict(enumerate(torch.split(self._joint(x), self._sizes, dim=-1)))
+        part = self._parts.pop(index)
         if index == len(self._sizes) - 1:
-            self._input, self._parts = None, ()
+            self._input, self._parts = None, {}
         return part

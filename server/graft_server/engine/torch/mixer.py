@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from graft_server.engine.integrity import require
 from graft_server.engine.native.lora import native_lora
-from graft_server.engine.torch.joint import join_linears
+from graft_server.engine.torch.joint import Kind, join_linears, kind_of
 from graft_server.engine.torch.native_rows import MOST_ROWS, NativeRows
 from graft_server.engine.torch.resident import ResidentAdapter
 from graft_server.engine.torch.rows import MixedRows, Placed, Run, group_rows
@@ -146,9 +146,7 @@ class Mixer:
         computing: dict[str, nn.Module] = dict(self._linears)
         for names in self._readers(run):
             modules = [self._linears[name] for name in names]
-            joint = None if self._head in modules else join_linears(modules)
-            if joint is None:
-                continue
+            joint = join_linears(modules)
             for name in names:
                 self._hooks.pop(self._units[name]).remove()
             sizes = [module.out_features for module in modules]
@@ -159,8 +157,8 @@ class Mixer:
         return list(computing.values())
 
     def _readers(self, run: Callable[[], object]) -> list[tuple[str, ...]]:
-        """The linear modules that read one tensor, in the order of their calls; those that are called twice are left
-        out."""
+        """Linear modules that read one tensor and can be one, in the order of their calls; the output layer, which has
+        rows of its own, and those that are called twice are left out."""
         readers: dict[int, list[str]] = {}
         alive: list[torch.Tensor] = []  # an id is only unique among living tensors
 
@@ -178,8 +176,13 @@ class Mixer:
             for handle in handles:
                 handle.remove()
         calls = Counter(name for names in readers.values() for name in names)
-        once = [tuple(name for name in names if calls[name] == 1) for names in readers.values()]
-        return [names for names in once if len(names) > 1]
+        alike: dict[tuple[int, Kind], list[str]] = {}
+        for tensor, names in readers.items():
+            for name in names:
+                kind = kind_of(self._linears[name])
+                if kind is not None and calls[name] == 1 and self._linears[name] is not self._head:
+                    alike.setdefault((tensor, kind), []).append(name)
+        return [tuple(names) for names in alike.values() if len(names) > 1]
 
     def _hook(self, unit: Unit, module: nn.Linear) -> None:
         """Add what adapters make of a unit's input to its output."""
@@ -194,7 +197,9 @@ class Mixer:
             for rows in self._logit_rows if on_logits else self._rows:
                 site = self._stacks[rows.bucket].linear(unit)
                 if site is not None:
-                    rows.add_linear(output[0], inputs[0][0], site, bias)
+                    # Some modules have [T, width] instead of [1, T, width].
+                    x = inputs[0].reshape(-1, inputs[0].shape[-1])
+                    rows.add_linear(output.view(-1, output.shape[-1]), x, site, bias)
 
         return hook
 

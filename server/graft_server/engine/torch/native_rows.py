@@ -1,4 +1,4 @@
-"""Rows that decode on a CPU: one call of C++ a linear module, whatever the mixture."""
+"""Rows that decode on a CPU: one call of C++ for linear modules that are one, whatever the mixture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_ROWS = 32
 
 class NativeRows:
     """Rows of one stack; ``runs`` are their places among the ``count`` rows of the step. What the C++ does not know,
-    which is DoRA, bottlenecks and float16, is left to batched products of the same rows."""
+    which is DoRA's scale, bottlenecks and float16, is left to torch's operations on groups of the same rows."""
 
     def __init__(self, native: NativeLora, bucket: int, runs: Sequence[Placed], count: int) -> None:
         self.bucket = bucket
@@ -33,11 +33,15 @@ class NativeRows:
         return group_rows(self.bucket, self._runs, torch.device("cpu"))
 
     def add_linear(self, output: torch.Tensor, x: torch.Tensor, site: LinearSite, bias: torch.Tensor | None) -> None:
-        if site.scale is None and self._native.serves(output, x, site.up):
-            self._native.add(output, x, site.native, self._step, 1.0)
+        if not self._native.serves(output, x, site.weights.up):
+            for group in self._groups:
+                group.add_linear(output, x, site, bias)
             return
-        for group in self._groups:
-            group.add_linear(output, x, site, bias)
+        for outputs, layer in site.native:
+            self._native.add(output[:, outputs], x, layer, self._step, 1.0)
+        if site.scaled:
+            for group in self._groups:
+                group.scale_linear(output, site, bias)
 
     def add_neck(self, output: torch.Tensor, x: torch.Tensor, neck: NeckWeights) -> None:
         for group in self._groups:

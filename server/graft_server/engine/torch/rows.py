@@ -73,17 +73,26 @@ class RowGroup:
         return picked.view(self.places.stop - self.places.start, self.n, -1)
 
     def add_linear(self, output: torch.Tensor, x: torch.Tensor, site: LinearSite, bias: torch.Tensor | None) -> None:
-        hidden, up = torch.bmm(self.read(x), site.down[self.places]), site.up[self.places]
-        for columns, outputs in site.slices:
-            first, second, own = hidden[:, :, columns], up[:, :, outputs], output[:, outputs]
+        weights = site.weights
+        hidden, up = torch.bmm(self.read(x), weights.down[self.places]), weights.up[self.places]
+        for part in site.parts:
+            outputs = slice(part.begin, part.end)
+            first, own = hidden[:, :, part.column : part.column + up.shape[1]], output[:, outputs]
             if self.real is None:
-                own[self.start : self.end].view(*first.shape[:2], -1).baddbmm_(first, second)
+                own[self.start : self.end].view(*first.shape[:2], -1).baddbmm_(first, up[:, :, outputs])
             else:
-                self.add(own, torch.bmm(first, second))
-        if site.scale is not None:
-            scale = self.flat(site.scale[self.places].expand(-1, self.n, -1))
-            without = 0 if bias is None else bias
-            self.put(output, (self.take(output) - without) * scale + without)
+                self.add(own, torch.bmm(first, up[:, :, outputs]))
+        self.scale_linear(output, site, bias)
+
+    def scale_linear(self, output: torch.Tensor, site: LinearSite, bias: torch.Tensor | None) -> None:
+        """Apply DoRA's scale to everything but the bias; rows of adapters without one stay as they are."""
+        for part in site.scaled:
+            assert site.weights.excess is not None
+            outputs = slice(part.begin, part.end)
+            excess = self.flat(site.weights.excess[self.places, :, outputs].expand(-1, self.n, -1))
+            own = self.take(output[:, outputs])
+            without = own if bias is None else own - bias[outputs]
+            self.put(output[:, outputs], own + without * excess)
 
     def add_neck(self, output: torch.Tensor, x: torch.Tensor, neck: NeckWeights) -> None:
         self.add(output, neck.apply(self.read(x), self.places))

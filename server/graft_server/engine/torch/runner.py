@@ -106,7 +106,7 @@ class ModelRunner:
         return sorted(chunks, key=lambda chunk: self.mixer.order(chunk.sequence.adapter))
 
     def _begin(self, chunks: list[Chunk]) -> Batch:
-        # On a GPU a kernel is compiled for each division of the contexts, of which only recordings have few.
+        # On a GPU rows by themselves are for recordings, which have few sizes.
         lone = self._step.lone is not None and self.device.type == "cpu"
         batch = self._step.batch = build_batch(chunks, block_size=BLOCK_SIZE, device=self.device, lone=lone)
         self.mixer.begin(batch.adapters, batch.logit_adapters, self.device)

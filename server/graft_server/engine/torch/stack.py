@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
@@ -19,6 +18,9 @@ from graft_server.engine.torch.resident import ResidentAdapter, ResidentBottlene
 #: A block's layer index, or the output head.
 NeckSite = int | str
 HEAD: NeckSite = "head"
+#: What adapters do: at a linear module, with its scale, or at the site of a bottleneck.
+Use = str | tuple[str, str] | NeckSite
+SCALE = "scale"
 
 _LEAST_CAPACITY = 4
 _NECK_PARTS = ("down", "down_bias", "up", "up_bias")
@@ -32,40 +34,58 @@ class Unit:
     names: tuple[str, ...]
     ends: tuple[int, ...]
 
-    def columns(self, name: str) -> slice:
-        """A module's own outputs."""
+    def part(self, name: str, rank: int) -> Part:
         at = self.names.index(name)
-        return slice(self.ends[at], self.ends[at + 1])
+        return Part(at * rank, self.ends[at], self.ends[at + 1])
 
 
 @dataclass(slots=True)
 class LinearWeights:
-    """``down``: ``[capacity, in, modules * R]``; ``up``: ``[capacity, R, out]``; ``scale``: ``[capacity, 1, out]`` once
-    an adapter has one."""
+    """``down``: ``[capacity, in, modules * R]``; ``up``: ``[capacity, R, out]``; ``excess``: ``[capacity, 1, out]``,
+    by how much scales are more than one, once an adapter has one."""
 
     down: torch.Tensor
     up: torch.Tensor
-    scale: torch.Tensor | None = None
+    excess: torch.Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One module's part of a unit: its outputs are ``begin : end``, and its ``R`` columns of the first product begin at
+    ``column``."""
+
+    column: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class LinearSite:
-    """What the adapters of a stack do at the linear modules of a unit.
+    """What the adapters of a stack do at the linear modules of a unit: ``parts`` are those of modules that an adapter
+    changes, ``scaled`` those of modules that one scales. ``native`` has the parts for ``NativeLora``, neighbours
+    together: where their outputs are, and the weights."""
 
-    ``down``, ``up`` and ``scale`` are those of ``LinearWeights``. ``ends`` is the unit's, and ``slices`` has for each
-    module its columns of the first product, with which its outputs are multiplied, and these. ``native`` is the same
-    for ``NativeLora``.
-    """
+    weights: LinearWeights
+    parts: tuple[Part, ...]
+    scaled: tuple[Part, ...]
+    native: list[tuple[slice, NativeLayer]]
 
-    __slots__ = ("down", "ends", "native", "scale", "slices", "up")
-
-    def __init__(self, weights: LinearWeights, ends: Sequence[int]) -> None:
-        self.down, self.up, self.scale = weights.down, weights.up, weights.scale
-        self.ends = tuple(ends)
-        rank = self.up.shape[1]
-        self.slices = [
-            (slice(at * rank, (at + 1) * rank), slice(*outputs)) for at, outputs in enumerate(pairwise(self.ends))
-        ]
-        self.native = NativeLayer(self.down, self.up, self.ends)
+    @classmethod
+    def of(cls, weights: LinearWeights, parts: tuple[Part, ...], scaled: tuple[Part, ...] = ()) -> LinearSite:
+        rank = weights.up.shape[1]
+        together: list[list[Part]] = []
+        for part in parts:
+            if together and (together[-1][-1].column + rank, together[-1][-1].end) == (part.column, part.begin):
+                together[-1].append(part)
+            else:
+                together.append([part])
+        native: list[tuple[slice, NativeLayer]] = []
+        for run in together:
+            begin = run[0].begin
+            outputs, columns = slice(begin, run[-1].end), slice(run[0].column, run[-1].column + rank)
+            ends = [0, *(part.end - begin for part in run)]
+            native.append((outputs, NativeLayer(weights.down[:, :, columns], weights.up[:, :, outputs], ends)))
+        return cls(weights, parts, scaled, native)
 
 
 @dataclass(slots=True)
@@ -114,11 +134,11 @@ class Stack:
         self.capacity = 0
         self._linears: dict[Unit, LinearWeights] = {}
         self._necks: dict[NeckSite, NeckWeights] = {}
-        #: How many of the adapters here use a module, or have a bottleneck at a site.
-        self._users: Counter[str | NeckSite] = Counter()
+        #: How many of the adapters here use a module, scale it, or have a bottleneck at a site.
+        self._users: Counter[Use] = Counter()
         self._held: dict[int, ResidentAdapter] = {}
-        self._sites: dict[Unit, LinearSite] = {}
-        #: Changes when a tensor moves or a module gets its first adapter: what was recorded of a step holds no longer.
+        self._sites: dict[Unit, LinearSite | None] = {}
+        #: Changes when a tensor moves, or what a module's adapters do: what was recorded of a step holds no longer.
         self.version = 0
 
     def ensure(self, adapters: Mapping[int, ResidentAdapter]) -> None:
@@ -131,9 +151,9 @@ class Stack:
             self._write(write.position, adapters[write.engine_id])
             if write.engine_id not in self._held:
                 self._held[write.engine_id] = adapters[write.engine_id]
-                sites = _sites(adapters[write.engine_id])
-                self.version += any(self._users[site] == 0 for site in sites)
-                self._users.update(sites)
+                self._users.update(uses := _uses(adapters[write.engine_id]))
+                if any(self._users[use] == 1 for use in uses):
+                    self._moved()
         for engine_id in [engine_id for engine_id in self._held if engine_id not in self.positions]:
             self._drop(engine_id)
 
@@ -156,23 +176,25 @@ class Stack:
         placed = {engine_id for engine_id in self.positions.ids if engine_id is not None}
         odd = placed ^ self._held.keys()
         require(not odd, f"adapters {odd} are either at a position or held, not both")
-        users = Counter(site for adapter in self._held.values() for site in _sites(adapter))
-        require(users == +self._users, f"sites of stack {self.bucket} are counted as {dict(self._users)}")
+        users = Counter(use for adapter in self._held.values() for use in _uses(adapter))
+        require(users == +self._users, f"uses of stack {self.bucket} are counted as {dict(self._users)}")
 
     def _drop(self, engine_id: int) -> None:
-        self._users.subtract(_sites(self._held.pop(engine_id)))
+        self._users.subtract(uses := _uses(self._held.pop(engine_id)))
+        if any(self._users[use] == 0 for use in uses):
+            self._moved()
 
     def linear(self, unit: Unit) -> LinearSite | None:
         """``None`` where no adapter here changes any of its modules."""
-        if all(self._users[name] == 0 for name in unit.names):
-            return None
-        site = self._sites.get(unit)
-        if site is None:
-            site = self._sites[unit] = LinearSite(self._linears[unit], unit.ends)
-        return site
+        if unit not in self._sites:
+            parts = {name: unit.part(name, self.bucket) for name in unit.names if self._users[name] > 0}
+            scaled = tuple(part for name, part in parts.items() if self._users[(name, SCALE)] > 0)
+            site = LinearSite.of(self._linears[unit], tuple(parts.values()), scaled) if parts else None
+            self._sites[unit] = site
+        return self._sites[unit]
 
     def _moved(self) -> None:
-        """Tensors have been replaced or added."""
+        """Tensors have been replaced or added, or a module has its first adapter or none any more."""
         self.version += 1
         self._sites.clear()
 
@@ -187,7 +209,7 @@ class Stack:
         before, self.capacity = self.capacity, max(_LEAST_CAPACITY, 2 * self.capacity, count)
         for weights in self._linears.values():
             weights.down, weights.up = self._enlarged(weights.down, before), self._enlarged(weights.up, before)
-            weights.scale = None if weights.scale is None else self._enlarged(weights.scale, before)
+            weights.excess = None if weights.excess is None else self._enlarged(weights.excess, before)
         for neck in self._necks.values():
             for part in _NECK_PARTS:
                 setattr(neck, part, self._enlarged(getattr(neck, part), before))
@@ -205,9 +227,8 @@ class Stack:
         for site, neck in necks.items():
             self._make_neck(site, neck)
         for unit, weights in self._linears.items():
-            for slot, name in enumerate(unit.names):
-                columns = slice(slot * self.bucket, (slot + 1) * self.bucket)
-                _write_linear(weights, at, columns, unit.columns(name), adapter.linears.get(name))
+            for name in unit.names:
+                _write_linear(weights, at, unit.part(name, self.bucket), adapter.linears.get(name))
         for site, neck_weights in self._necks.items():
             neck_weights.write(at, necks.get(site))
 
@@ -217,9 +238,8 @@ class Stack:
         if unit not in self._linears:
             down = linear.down.new_zeros(self.capacity, len(linear.down), len(unit.names) * self.bucket)
             self._linears[unit] = LinearWeights(down, linear.up.new_zeros(self.capacity, self.bucket, out))
-        if linear.scale is not None and self._linears[unit].scale is None:
-            self._moved()
-            self._linears[unit].scale = linear.scale.new_ones(self.capacity, 1, out)
+        if linear.scale is not None and self._linears[unit].excess is None:
+            self._linears[unit].excess = linear.scale.new_zeros(self.capacity, 1, out)
 
     def _make_neck(self, site: NeckSite, neck: ResidentBottleneck) -> None:
         if site not in self._necks:
@@ -232,14 +252,13 @@ class Stack:
             )
 
 
-def _write_linear(
-    weights: LinearWeights, at: int, columns: slice, outputs: slice, linear: ResidentLinear | None
-) -> None:
+def _write_linear(weights: LinearWeights, at: int, part: Part, linear: ResidentLinear | None) -> None:
     """Have a module's own products, or such as add nothing, at a position."""
+    columns, outputs = slice(part.column, part.column + weights.up.shape[1]), slice(part.begin, part.end)
     weights.down[at, :, columns] = 0 if linear is None else linear.down
     weights.up[at, :, outputs] = 0 if linear is None else linear.up
-    if weights.scale is not None:
-        weights.scale[at, :, outputs] = 1 if linear is None or linear.scale is None else linear.scale
+    if weights.excess is not None:
+        weights.excess[at, :, outputs] = 0 if linear is None or linear.scale is None else linear.scale - 1
 
 
 def _necks(adapter: ResidentAdapter) -> Iterator[tuple[NeckSite, ResidentBottleneck]]:
@@ -248,5 +267,6 @@ def _necks(adapter: ResidentAdapter) -> Iterator[tuple[NeckSite, ResidentBottlen
         yield HEAD, adapter.head
 
 
-def _sites(adapter: ResidentAdapter) -> list[str | NeckSite]:
-    return [*adapter.linears, *(site for site, _ in _necks(adapter))]
+def _uses(adapter: ResidentAdapter) -> list[Use]:
+    scaled = [(name, SCALE) for name, linear in adapter.linears.items() if linear.scale is not None]
+    return [*adapter.linears, *scaled, *(site for site, _ in _necks(adapter))]

@@ -8,14 +8,13 @@ order: an answer does not depend on timing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 import triton
 import triton.language as tl
 
 from graft_server.engine.torch.indexed import TILE_ROWS, RowIndex
+from graft_server.engine.torch.stack import Part
 from graft_server.engine.torch.triton_shapes import padded_side, product_precision
 
 #: Parts of the first product at most: each is a program, and each program of the second reads them all.
@@ -102,7 +101,7 @@ def _expand(  # type: ignore[no-untyped-def]
 
 class TritonProducts:
     def __init__(self) -> None:
-        self._pieces: dict[tuple[tuple[int, ...], int, torch.device], torch.Tensor] = {}
+        self._pieces: dict[tuple[tuple[Part, ...], torch.device], torch.Tensor] = {}
 
     def shrink(self, x: torch.Tensor, down: torch.Tensor, index: RowIndex) -> torch.Tensor:
         x = x.contiguous()
@@ -118,25 +117,24 @@ class TritonProducts:
         return hidden
 
     def expand_add(
-        self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, ends: Sequence[int], index: RowIndex
+        self, output: torch.Tensor, hidden: torch.Tensor, up: torch.Tensor, parts: tuple[Part, ...], index: RowIndex
     ) -> None:
         out, rank = up.shape[2], up.shape[1]
-        pieces = self._pieces_of(tuple(ends), rank, output.device)
+        pieces = self._pieces_of(parts, output.device)
+        places = [place for part in parts for place in (part.begin, part.end)]
         _expand[len(index.tiles), len(pieces)](
             output, hidden, up, index.tiles, pieces, out, rank, hidden.stride(0), hidden.stride(1),
             len(hidden), _OUTPUTS, padded_side(rank), TILE_ROWS,
-            math.gcd(_VECTOR, rank), math.gcd(_VECTOR, *ends), product_precision(output), num_warps=_EXPAND_WARPS,
+            math.gcd(_VECTOR, rank), math.gcd(_VECTOR, *places), product_precision(output), num_warps=_EXPAND_WARPS,
         )  # fmt: skip
 
-    def _pieces_of(self, ends: tuple[int, ...], rank: int, device: torch.device) -> torch.Tensor:
+    def _pieces_of(self, parts: tuple[Part, ...], device: torch.device) -> torch.Tensor:
         """What each program of the second product has: its first column of the first product, its first output, and the
         end of its module's outputs; ``[B, 3]`` (int32)."""
-        key = (ends, rank, device)
+        key = (parts, device)
         if key not in self._pieces:
             pieces = [
-                (rank * module, begin, end)
-                for module, (first, end) in enumerate(pairwise(ends))
-                for begin in range(first, end, _OUTPUTS)
+                (part.column, begin, part.end) for part in parts for begin in range(part.begin, part.end, _OUTPUTS)
             ]
             self._pieces[key] = torch.tensor(pieces, dtype=torch.int32, device=device)
         return self._pieces[key]
