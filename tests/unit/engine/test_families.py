@@ -11,19 +11,11 @@ import pytest
 
 from graft_server.engine.torch.sequence import BASE, Chunk, Sequence
 from support.adapters import methods, random_adapter
+from support.families import SIZES
 from support.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.torch
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 320,
-    "max_position_embeddings": 128,
-}
 EXPERTS = {
     "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 24,

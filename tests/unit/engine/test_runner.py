@@ -8,19 +8,10 @@ import pytest
 
 from graft_server.engine.base import EngineUnavailableError
 from graft_server.engine.torch.sequence import BASE, Chunk, Sequence
+from support.families import SIZES
 from support.no_compiler import no_compiler
 
 pytestmark = pytest.mark.torch
-
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 101,
-    "max_position_embeddings": 128,
-}
 
 
 def build(family: str, **options: Any) -> Any:
