@@ -59,6 +59,8 @@ class RegistryMachine(RuleBasedStateMachine):
         #: What each route leads to.
         self.routes: dict[str, tuple[str, ...]] = {}
         self.revisions: dict[str, int] = {}
+        #: Of routes that were deleted.
+        self.last_revisions: dict[str, int] = {}
         self.used_engine_ids: set[int] = set()
         self.used_refs: set[str] = set()
         self.states: dict[str, JobState] = {}
@@ -165,9 +167,10 @@ class RegistryMachine(RuleBasedStateMachine):
             return
         assert one_task
         assert not stale
-        assert made.revision == seen + 1
+        # One that is made again goes on counting.
+        assert made.revision == (seen or self.last_revisions.get(name, 0)) + 1
         self.routes[name] = tuple(refs)
-        self.revisions[name] = seen + 1
+        self.revisions[name] = made.revision
 
     @precondition(lambda self: self.routes)
     @rule(data=st.data())
@@ -185,7 +188,8 @@ class RegistryMachine(RuleBasedStateMachine):
     def delete_route(self, data) -> None:
         name = data.draw(st.sampled_from(sorted(self.routes)))
         self.registry.routes.delete(name, who="ada")
-        del self.routes[name], self.revisions[name]
+        del self.routes[name]
+        self.last_revisions[name] = self.revisions.pop(name)
 
     def aliased(self) -> set[str]:
         return {f"{name}@{places[-1]}" for (name, _), places in self.places.items()}
