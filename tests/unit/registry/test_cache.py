@@ -235,7 +235,7 @@ _FORGOTTEN = """
 import concurrent.futures, gc, sys
 from pathlib import Path
 from graft_server.registry import Registry
-reader, writer = (Registry.open(Path(sys.argv[1]) / name, *sys.argv[2:4], cache_bytes=1) for name in "ab")
+forgetful, other = (Registry.open(Path(sys.argv[1]) / name, *sys.argv[2:4], cache_bytes=1) for name in "ab")
 made = concurrent.futures.Future.__init__
 def collecting(self):
     gc.collect()
@@ -243,12 +243,12 @@ def collecting(self):
 concurrent.futures.Future.__init__ = collecting
 gc.disable()
 for name in ("x", "y"):
-    holding = [reader.files(reader.resolve(name))]
+    holding = [forgetful.files(forgetful.resolve(name))]
     holding[0].__enter__()
     holding.append(holding)
 del holding
 for name in ("x", "y"):
-    with writer.files(writer.resolve(name)):
+    with other.files(other.resolve(name)):
         pass
 """
 
@@ -256,8 +256,9 @@ for name in ("x", "y"):
 def test_holds_that_end_in_a_garbage_collection_wait_for_nobody(open_registry, s3, tmp_path, make_folder, lineage):
     """Whoever forgets to let go must not lock up the thread that happens to collect it: here it starts a fetch."""
     url = s3.new_url()
+    registry = open_registry(url, "c")
     for name in ("x", "y"):
-        publish(open_registry(url, "c"), make_folder, lineage, name)
+        publish(registry, make_folder, lineage, name)
     command = [sys.executable, "-c", _FORGOTTEN, tmp_path, f"sqlite:///{tmp_path / 'registry.db'}", url]
     subprocess.run(command, check=True, timeout=60)
 
