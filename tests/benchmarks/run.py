@@ -20,7 +20,7 @@ from rich.console import Console
 
 from demo.data import base_model_spec, cache_dir, dataset
 from graft_server.base_model import resolve
-from graft_server.children import compute_environment
+from graft_server.children import background_environment, engine_environment
 
 HERE = Path(__file__).parent
 BENCHMARKS = (
@@ -54,7 +54,7 @@ def main() -> None:
         console.rule(name)
         own = ["--data", str(dataset("translation-de"))] if name == "train_over_trainer" else []
         command = [sys.executable, str(HERE / f"{name}.py"), "--base-model", str(base.path), *pairs, *own]
-        subprocess.run(command, check=True, env=_environment())
+        subprocess.run(command, check=True, env=_environment(name))
     reports = [OUTPUT / f"{name}.json" for name in BENCHMARKS + VLLM_BENCHMARKS]
     console.print(summary(figure for path in reports if path.exists() for figure in _figures(path)))
 
@@ -63,10 +63,11 @@ def _figures(report: Path) -> list[dict[str, object]]:
     return list(json.loads(report.read_text(encoding="utf-8"))["figures"])
 
 
-def _environment() -> dict[str, str]:
-    """Scripts find what the test suites share, and an engine in a script computes as one in a server does."""
+def _environment(name: str) -> dict[str, str]:
+    """Scripts find what the test suites share; an engine or a training in a script computes as one of a server does."""
     paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**compute_environment(), "PYTHONPATH": os.pathsep.join(paths)}
+    environment = background_environment() if name == "train_over_trainer" else engine_environment()
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 if __name__ == "__main__":

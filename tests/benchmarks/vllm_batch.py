@@ -26,7 +26,7 @@ from report import ratio, write_report
 
 from graft_server.base_model.device import choose_dtype
 from graft_server.bench.random_adapters import locate
-from graft_server.children import compute_environment
+from graft_server.children import engine_environment
 from graft_server.engine.base import AdapterSource, GenerateRequest, PromptInput
 from graft_server.engine.base import SamplingParams as Sampling
 from graft_server.engine.vllm.plugin import SWITCH
@@ -87,7 +87,7 @@ def measure_torch(base: str, folder: Path, *, lora: bool) -> float:
 
 def in_child(base: str, folder: Path, side: str) -> float:
     command = [sys.executable, __file__, "--base-model", base, "--side", side, "--adapters", str(folder)]
-    environment = {**compute_environment(), SWITCH: "0" if side == "stock" else "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    environment = {**engine_environment(), SWITCH: "0" if side == "stock" else "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 

@@ -9,7 +9,7 @@ import logging
 import sys
 from typing import Any
 
-from graft_server.children import compute_environment
+from graft_server.children import background_environment
 from graft_server.problems import ProblemError
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ async def compose(order: dict[str, Any]) -> dict[str, Any]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=compute_environment(),
+            env=background_environment(),
             start_new_session=True,
         )
         try:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from graft_server.children import compute_environment
+from graft_server.children import engine_environment
 from graft_server.engine import base, messages
 from graft_server.engine.base import (
     AdapterSource,
@@ -193,7 +193,7 @@ class SupervisedEngine:
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
-                env=compute_environment(),
+                env=engine_environment(),
             )
         ours.setblocking(False)
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=1 << 20)

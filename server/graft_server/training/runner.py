@@ -23,7 +23,7 @@ from graft_client.schemas.adapters import EvaluationSummary
 from graft_client.schemas.jobs import JobProgress, JobState
 from graft_plugins.manager import PluginHost
 from graft_server.base_model.source import BaseModel
-from graft_server.children import compute_environment
+from graft_server.children import background_environment
 from graft_server.config import Settings
 from graft_server.registry.errors import (
     CorruptArtefactError,
@@ -533,7 +533,7 @@ class _Run:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 limit=_LINE_LIMIT,
-                env=compute_environment(),
+                env=background_environment(),
                 # Ctrl-C in the server's terminal is the server's to handle.
                 start_new_session=True,
             )
