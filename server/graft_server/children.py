@@ -12,7 +12,7 @@ import os
 # A fraction of a millisecond: an engine that has its cores to itself answers a fifth faster than with 1,000.
 _ENGINE_SPINS = 20_000
 # Some ten microseconds. On 2 cores, beside an engine that answers 8 clients, training took a third of the time that it
-# takes with the engine's number, so that the clients had the engine to themselves again sooner; alone it was 2 % slower.
+# takes with the engine's number, so the clients had the engine to themselves sooner; alone it was 2 % slower.
 _BACKGROUND_SPINS = 1_000
 
 
